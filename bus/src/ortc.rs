@@ -1,0 +1,371 @@
+//! The ORTC dictionaries that clients, the log and the SFU worker share.
+//!
+//! Shapes and field names are those of `mediasoup-client` (RTP parameters and capabilities as in the ORTC draft, §9), so a browser's
+//! JSON decodes into these types and back without a mapping. Field names are camelCase on every wire, also in the log.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+/// Codec-specific parameters (`a=fmtp`): values are numbers or text.
+pub type FmtpParameters = BTreeMap<String, FmtpValue>;
+
+/// One `fmtp` value; browsers send numbers where they can.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(untagged)]
+pub enum FmtpValue {
+    /// An integer, `packetization-mode=1`.
+    Integer(i64),
+    /// A number that is not an integer.
+    Number(f64),
+    /// A flag.
+    Flag(bool),
+    /// Text, `profile-level-id=42e01f`.
+    Text(String),
+}
+
+impl FmtpValue {
+    /// The value as an integer, also where it was sent as digits in text.
+    pub fn as_integer(&self) -> Option<i64> {
+        match self {
+            Self::Integer(n) => Some(*n),
+            Self::Number(n) if n.fract() == 0.0 => Some(*n as i64),
+            Self::Flag(b) => Some(i64::from(*b)),
+            Self::Text(t) => t.trim().parse().ok(),
+            Self::Number(_) => None,
+        }
+    }
+
+    /// The value as text.
+    pub fn to_text(&self) -> String {
+        match self {
+            Self::Integer(n) => n.to_string(),
+            Self::Number(n) => n.to_string(),
+            Self::Flag(b) => b.to_string(),
+            Self::Text(t) => t.clone(),
+        }
+    }
+}
+
+/// Audio or video.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum MediaKind {
+    /// Sound.
+    Audio,
+    /// Pictures.
+    Video,
+}
+
+/// An RTCP feedback message that a codec uses (`a=rtcp-fb`).
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RtcpFeedback {
+    /// `nack`, `ccm`, `transport-cc`, `goog-remb`.
+    #[serde(rename = "type")]
+    pub kind: String,
+    /// `pli`, `fir` or empty.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub parameter: String,
+}
+
+/// Which way a header extension may go.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum ExtensionDirection {
+    /// Both ways.
+    #[default]
+    Sendrecv,
+    /// Only towards the client.
+    Sendonly,
+    /// Only from the client.
+    Recvonly,
+    /// Not at all.
+    Inactive,
+}
+
+/// A codec that an endpoint or a router can handle.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct RtpCodecCapability {
+    /// Audio or video.
+    pub kind: MediaKind,
+    /// `audio/opus`, `video/VP8`, `video/rtx` …; compared without case.
+    pub mime_type: String,
+    /// The payload type the endpoint would like, 96 to 127.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub preferred_payload_type: Option<u8>,
+    /// Hz.
+    pub clock_rate: u32,
+    /// Audio channels; absent means 1.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub channels: Option<u8>,
+    /// `fmtp` parameters.
+    #[serde(default)]
+    pub parameters: FmtpParameters,
+    /// Feedback messages.
+    #[serde(default)]
+    pub rtcp_feedback: Vec<RtcpFeedback>,
+}
+
+/// A header extension that an endpoint or a router can handle (RFC 8285).
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct RtpHeaderExtensionCapability {
+    /// The kind of media it is for; absent or empty means both.
+    #[serde(default, skip_serializing_if = "Option::is_none", deserialize_with = "empty_kind")]
+    pub kind: Option<MediaKind>,
+    /// What it is.
+    pub uri: String,
+    /// The id the endpoint would like, 1 to 14.
+    pub preferred_id: u8,
+    /// Whether its value is encrypted.
+    #[serde(default)]
+    pub preferred_encrypt: bool,
+    /// Which way it may go.
+    #[serde(default)]
+    pub direction: ExtensionDirection,
+}
+
+fn empty_kind<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<Option<MediaKind>, D::Error> {
+    match Option::<String>::deserialize(deserializer)?.as_deref() {
+        None | Some("") => Ok(None),
+        Some("audio") => Ok(Some(MediaKind::Audio)),
+        Some("video") => Ok(Some(MediaKind::Video)),
+        Some(other) => Err(serde::de::Error::unknown_variant(other, &["audio", "video"])),
+    }
+}
+
+/// What an endpoint or a router can receive.
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct RtpCapabilities {
+    /// Codecs, RTX among them.
+    #[serde(default)]
+    pub codecs: Vec<RtpCodecCapability>,
+    /// Header extensions.
+    #[serde(default)]
+    pub header_extensions: Vec<RtpHeaderExtensionCapability>,
+}
+
+/// A codec in use on one producer or consumer.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct RtpCodecParameters {
+    /// `video/VP8` …; compared without case.
+    pub mime_type: String,
+    /// RTP payload type.
+    pub payload_type: u8,
+    /// Hz.
+    pub clock_rate: u32,
+    /// Audio channels; absent means 1.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub channels: Option<u8>,
+    /// `fmtp` parameters.
+    #[serde(default)]
+    pub parameters: FmtpParameters,
+    /// Feedback messages.
+    #[serde(default)]
+    pub rtcp_feedback: Vec<RtcpFeedback>,
+}
+
+/// A header extension in use (RFC 8285).
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct RtpHeaderExtensionParameters {
+    /// What it is.
+    pub uri: String,
+    /// Its id on this connection.
+    pub id: u8,
+    /// Whether its value is encrypted.
+    #[serde(default)]
+    pub encrypt: bool,
+}
+
+/// The retransmission stream of an encoding (RFC 4588).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RtxStream {
+    /// Its SSRC.
+    pub ssrc: u32,
+}
+
+/// One encoding: a simulcast layer, or the only one.
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct RtpEncodingParameters {
+    /// The media SSRC, where known beforehand.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ssrc: Option<u32>,
+    /// The RTP stream id (RFC 8852), where there is no SSRC.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rid: Option<String>,
+    /// The payload type, where an encoding has one of its own.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub codec_payload_type: Option<u8>,
+    /// Retransmission stream.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rtx: Option<RtxStream>,
+    /// Discontinuous transmission.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub dtx: Option<bool>,
+    /// `L1T3`, `L3T3_KEY` … (WebRTC SVC).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub scalability_mode: Option<String>,
+    /// Resolution divisor.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub scale_resolution_down_by: Option<f64>,
+    /// Bits per second.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub max_bitrate: Option<u64>,
+}
+
+/// RTCP settings of a producer or consumer.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct RtcpParameters {
+    /// Canonical name (RFC 3550 §6.5.1).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cname: Option<String>,
+    /// Reduced-size RTCP (RFC 5506).
+    #[serde(default = "yes")]
+    pub reduced_size: bool,
+    /// RTP and RTCP on one port (RFC 5761); always so here.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mux: Option<bool>,
+}
+
+fn yes() -> bool {
+    true
+}
+
+/// What a producer sends, or a consumer receives.
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct RtpParameters {
+    /// Media identification (RFC 8843).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mid: Option<String>,
+    /// Codecs, media first, RTX behind.
+    pub codecs: Vec<RtpCodecParameters>,
+    /// Header extensions.
+    #[serde(default)]
+    pub header_extensions: Vec<RtpHeaderExtensionParameters>,
+    /// Encodings.
+    #[serde(default)]
+    pub encodings: Vec<RtpEncodingParameters>,
+    /// RTCP settings.
+    #[serde(default)]
+    pub rtcp: RtcpParameters,
+}
+
+/// How a consumer picks from what the producer sends.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum ConsumerType {
+    /// One encoding with one spatial layer.
+    Simple,
+    /// Several encodings, one forwarded at a time.
+    Simulcast,
+    /// One encoding with several layers.
+    Svc,
+    /// All of them, as between EAs.
+    Pipe,
+}
+
+/// ICE credentials of one side (RFC 8445 §5.3).
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct IceParameters {
+    /// User name fragment.
+    pub username_fragment: String,
+    /// Password.
+    pub password: String,
+    /// Whether this side is ICE-lite (RFC 8445 §2.5).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ice_lite: Option<bool>,
+}
+
+/// A host candidate of the worker (RFC 8445 §5.1).
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct IceCandidate {
+    /// Candidates of one base share it.
+    pub foundation: String,
+    /// RFC 8445 §5.1.2.
+    pub priority: u32,
+    /// The address to send to (`ip` is the older name of the same field; clients read either).
+    pub address: String,
+    /// Same as `address`.
+    pub ip: String,
+    /// `udp` or `tcp`.
+    pub protocol: String,
+    /// Port.
+    pub port: u16,
+    /// Always `host` for an ICE-lite side.
+    #[serde(rename = "type")]
+    pub kind: String,
+    /// `passive` for TCP.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tcp_type: Option<String>,
+}
+
+/// Who speaks first in DTLS (RFC 8842).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum DtlsRole {
+    /// Let the other side choose.
+    #[default]
+    Auto,
+    /// Sends the ClientHello.
+    Client,
+    /// Waits for it.
+    Server,
+}
+
+/// Hash of a certificate (RFC 8122 §5).
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DtlsFingerprint {
+    /// `sha-256` and its like.
+    pub algorithm: String,
+    /// Upper-case hex pairs with colons.
+    pub value: String,
+}
+
+/// DTLS side of a transport.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct DtlsParameters {
+    /// Role of the side that sends these.
+    #[serde(default)]
+    pub role: DtlsRole,
+    /// Certificate hashes.
+    pub fingerprints: Vec<DtlsFingerprint>,
+}
+
+/// Layers of a simulcast or SVC consumer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ConsumerLayers {
+    /// 0 is the smallest.
+    pub spatial_layer: u8,
+    /// 0 is the lowest frame rate; absent means the highest.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub temporal_layer: Option<u8>,
+}
+
+/// Number of SCTP streams (RFC 8831 §6.2).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NumSctpStreams {
+    /// Outgoing.
+    #[serde(rename = "OS")]
+    pub os: u16,
+    /// Incoming, at most.
+    #[serde(rename = "MIS")]
+    pub mis: u16,
+}
+
+/// What a client's SCTP can do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct SctpCapabilities {
+    /// Streams.
+    pub num_streams: NumSctpStreams,
+}
