@@ -1,1 +1,3 @@
-//! placeholder
+//! The SFU worker: a single-threaded process that moves packets between the clients of its rooms.
+
+pub mod control;
