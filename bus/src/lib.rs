@@ -1,7 +1,15 @@
 //! The log, its events, and the bus they travel on.
 //!
-//! This crate knows no role: it defines what NUVE, EC and EA share. See `docs/` for the picture; the module list is the map.
+//! This crate knows no role: it defines what NUVE, EC and EA share. The module list is the map.
 
+pub mod bus;
+pub mod commit;
+pub mod events;
 pub mod ids;
+pub mod journal;
 pub mod media;
+pub mod memory_bus;
 pub mod ortc;
+pub mod rpc;
+pub mod subject;
+pub mod time;

@@ -11,7 +11,8 @@ use serde_json::Value;
 use crate::{
     ids::{ConsumerId, MediaEpoch, ProducerId, RoomId, TransportId},
     ortc::{
-        ConsumerLayers, ConsumerType, DtlsParameters, IceCandidate, IceParameters, MediaKind, RtpCapabilities, RtpParameters,
+        ConsumerLayers, ConsumerType, DtlsParameters, IceCandidate, IceParameters, MediaKind,
+        RtpCapabilities, RtpParameters,
     },
 };
 

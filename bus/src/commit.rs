@@ -1,0 +1,326 @@
+//! The commit: the unit of appending. All events of one decision, in one message, accepted whole or not at all.
+//!
+//! On disk and on the wire a commit is a MessagePack map with named fields, so that any language reads it and fields can be added.
+//! Each event is a type tag beside an opaque payload: a reader that does not know the type carries it on.
+
+use std::{fmt, str::FromStr, sync::Arc};
+
+use bytes::Bytes;
+use rand::RngCore;
+use serde::{Deserialize, Serialize, de::DeserializeOwned};
+use uuid::Uuid;
+
+use crate::{
+    ids::{Epoch, Incarnation, Version, is_token},
+    time::Timestamp,
+};
+
+/// The largest encoded commit, in bytes. sled moves values of 128 KiB and more out of line, so a commit and its frame stay below that.
+pub const MAX_COMMIT_BYTES: usize = 120 * 1024;
+
+/// What kind of thing a stream is about.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum StreamKind {
+    /// A room.
+    Room,
+    /// An EA node.
+    Ea,
+    /// An EC node.
+    Ec,
+    /// A NUVE node.
+    Nuve,
+    /// A service (tenant).
+    Service,
+}
+
+impl StreamKind {
+    /// Every kind.
+    pub const ALL: [Self; 5] = [Self::Room, Self::Ea, Self::Ec, Self::Nuve, Self::Service];
+
+    /// The kind as it stands in subjects.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Room => "room",
+            Self::Ea => "ea",
+            Self::Ec => "ec",
+            Self::Nuve => "nuve",
+            Self::Service => "service",
+        }
+    }
+}
+
+/// Names a stream: `room.<id>`, `ea.<id>`, `ec.<id>`, `nuve.<id>`, `service.<id>`.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct StreamId {
+    kind: StreamKind,
+    id: Arc<str>,
+}
+
+/// Why a text names no stream.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{0:?} names no stream: write room.<id>, ea.<id>, ec.<id>, nuve.<id> or service.<id>")]
+pub struct InvalidStreamId(pub String);
+
+impl StreamId {
+    /// A stream of `kind` about the thing called `id`; `id` must be a subject token.
+    pub fn new(kind: StreamKind, id: &str) -> Result<Self, InvalidStreamId> {
+        if is_token(id) {
+            Ok(Self { kind, id: id.into() })
+        } else {
+            Err(InvalidStreamId(format!("{}.{id}", kind.as_str())))
+        }
+    }
+
+    /// Its kind.
+    pub fn kind(&self) -> StreamKind {
+        self.kind
+    }
+
+    /// Its id without the kind.
+    pub fn id(&self) -> &str {
+        &self.id
+    }
+
+    /// The partition it is hashed onto, of `partitions` (at least 1): FNV-1a, 64 bits, over `kind.id`, modulo `partitions`.
+    pub fn partition(&self, partitions: u16) -> u16 {
+        let mut hash = 0xcbf2_9ce4_8422_2325_u64;
+        for byte in self.kind.as_str().bytes().chain([b'.']).chain(self.id.bytes()) {
+            hash = (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3);
+        }
+        (hash % u64::from(partitions.max(1))) as u16
+    }
+}
+
+macro_rules! stream_of {
+    ($($id:ident => $kind:ident),*) => {$(
+        impl From<&crate::ids::$id> for StreamId {
+            fn from(id: &crate::ids::$id) -> Self {
+                Self { kind: StreamKind::$kind, id: id.as_str().into() }
+            }
+        }
+    )*};
+}
+stream_of!(RoomId => Room, EaId => Ea, EcId => Ec, NuveId => Nuve, ServiceId => Service);
+
+impl FromStr for StreamId {
+    type Err = InvalidStreamId;
+
+    fn from_str(text: &str) -> Result<Self, InvalidStreamId> {
+        let bad = || InvalidStreamId(text.chars().take(100).collect());
+        let (kind, id) = text.split_once('.').ok_or_else(bad)?;
+        let kind = StreamKind::ALL.into_iter().find(|k| k.as_str() == kind).ok_or_else(bad)?;
+        Self::new(kind, id).map_err(|_| bad())
+    }
+}
+
+impl TryFrom<String> for StreamId {
+    type Error = InvalidStreamId;
+    fn try_from(text: String) -> Result<Self, InvalidStreamId> {
+        text.parse()
+    }
+}
+
+impl From<StreamId> for String {
+    fn from(stream: StreamId) -> String {
+        stream.to_string()
+    }
+}
+
+impl fmt::Display for StreamId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}.{}", self.kind.as_str(), self.id)
+    }
+}
+
+impl fmt::Debug for StreamId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
+/// Id of a commit: a UUIDv7 (RFC 9562 §5.7), so ids sort by time.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct CommitId(Uuid);
+
+impl CommitId {
+    /// A fresh id.
+    pub fn new(now: Timestamp, rng: &mut dyn RngCore) -> Self {
+        let mut random = [0; 10];
+        rng.fill_bytes(&mut random);
+        Self(uuid::Builder::from_unix_timestamp_millis(now.as_millis(), &random).into_uuid())
+    }
+
+    /// The 16 bytes.
+    pub fn as_bytes(&self) -> &[u8; 16] {
+        self.0.as_bytes()
+    }
+
+    /// From 16 bytes.
+    pub fn from_bytes(bytes: [u8; 16]) -> Self {
+        Self(Uuid::from_bytes(bytes))
+    }
+}
+
+impl fmt::Display for CommitId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(&self.0, f)
+    }
+}
+
+impl fmt::Debug for CommitId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(&self.0, f)
+    }
+}
+
+/// Bytes that hold one MessagePack value whose shape the carrier need not know.
+#[derive(Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct Payload(pub Bytes);
+
+impl Payload {
+    /// Encodes `value` as a MessagePack map with named fields.
+    pub fn encode<T: Serialize>(value: &T) -> Self {
+        Self(
+            rmp_serde::to_vec_named(value)
+                .expect("our own types have text keys and no failing serializer")
+                .into(),
+        )
+    }
+
+    /// Decodes it as `T`.
+    pub fn decode<T: DeserializeOwned>(&self) -> Result<T, rmp_serde::decode::Error> {
+        rmp_serde::from_slice(&self.0)
+    }
+
+    /// The value as JSON, for people. Empty payloads are `null`.
+    pub fn to_json(&self) -> serde_json::Value {
+        if self.0.is_empty() {
+            return serde_json::Value::Null;
+        }
+        self.decode().unwrap_or_else(
+            |error| serde_json::json!({ "undecodable": error.to_string(), "bytes": self.0.len() }),
+        )
+    }
+}
+
+impl fmt::Debug for Payload {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}", self.to_json())
+    }
+}
+
+/// An event as it is carried: a type tag beside an opaque payload.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RawEvent {
+    /// Name in the catalogue, past tense.
+    #[serde(rename = "type")]
+    pub kind: Arc<str>,
+    /// Schema number of `data`; old ones are upcast on read.
+    pub schema: u16,
+    /// The event's own fields.
+    pub data: Payload,
+}
+
+/// Who wrote a commit.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Writer {
+    /// Node, as the stream that describes it: `ec.<id>`, `nuve.<id>`, `ea.<id>`.
+    pub node: StreamId,
+    /// Which start of it.
+    pub incarnation: Incarnation,
+}
+
+/// What led to a commit; joins it with the trace.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct Cause {
+    /// `request`, `timer`, `notification`, `recovery`, `http`.
+    pub kind: String,
+    /// The client, where a client asked.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub client: Option<crate::ids::ClientId>,
+    /// The client's request id, where a client asked.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub request: Option<u64>,
+    /// Trace id, where there is one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub trace: Option<String>,
+}
+
+impl Cause {
+    /// A cause with no client behind it.
+    pub fn of(kind: &str) -> Self {
+        Self { kind: kind.into(), ..Self::default() }
+    }
+}
+
+/// All events of one decision.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Commit {
+    /// Its id; also the deduplication id.
+    pub id: CommitId,
+    /// The commit before it in its stream; absent on the first.
+    pub prev: Option<CommitId>,
+    /// Its stream.
+    pub stream: StreamId,
+    /// Version of its first event.
+    pub version: Version,
+    /// The writer's clock.
+    pub time: Timestamp,
+    /// Who wrote it.
+    pub writer: Writer,
+    /// For room streams: the ownership epoch the writer acted under.
+    pub epoch: Epoch,
+    /// What led to it.
+    pub cause: Cause,
+    /// What was asked.
+    #[serde(default)]
+    pub command: Payload,
+    /// What `decide` read besides the state.
+    #[serde(default)]
+    pub facts: Payload,
+    /// At least one.
+    pub events: Vec<RawEvent>,
+}
+
+impl Commit {
+    /// Version of its last event.
+    pub fn last_version(&self) -> Version {
+        Version(self.version.0 + (self.events.len() as u64).saturating_sub(1))
+    }
+
+    /// The head of its stream once it is stored.
+    pub fn head(&self) -> Head {
+        Head { version: self.last_version(), id: self.id }
+    }
+
+    /// Its MessagePack form.
+    pub fn encode(&self) -> Vec<u8> {
+        rmp_serde::to_vec_named(self).expect("a commit has text keys and no failing serializer")
+    }
+
+    /// Reads the MessagePack form.
+    pub fn decode(bytes: &[u8]) -> Result<Self, rmp_serde::decode::Error> {
+        rmp_serde::from_slice(bytes)
+    }
+
+    /// Whether it may follow `head` in its stream: the version and `prev` it claims are those of the head.
+    pub fn follows(&self, head: Option<&Head>) -> bool {
+        match head {
+            None => self.version == Version(1) && self.prev.is_none(),
+            Some(head) => self.version == head.version.next() && self.prev == Some(head.id),
+        }
+    }
+}
+
+/// Where a stream ends.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Head {
+    /// Version of its last event.
+    pub version: Version,
+    /// Its last commit.
+    pub id: CommitId,
+}

@@ -1,0 +1,167 @@
+//! The journal: where commits are kept. Appends with an expected version, reads a stream, follows everything from a cursor.
+//!
+//! ```text
+//!  stream room.a   1 ─ 2 ─ 3         versions, no gap
+//!  stream room.b         1 ─ 2 ─ 3
+//!  journal         ·─·─·─·─·─·─·→    one total order per partition; a Cursor is "all before here has been seen"
+//! ```
+//!
+//! Engines: [`sled`](crate::sled_journal) is the authority of one machine; JetStream is the authority of a cluster. All pass
+//! [`conformance`](crate::conformance).
+
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use serde::{Deserialize, Serialize};
+use tokio::sync::mpsc;
+
+use crate::{
+    commit::{Commit, Head, StreamId, StreamKind},
+    ids::Version,
+};
+
+/// A place in the journal's total order: for each partition, the sequence of the last commit seen; 0 is the beginning.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct Cursor(pub Vec<u64>);
+
+/// How an append failed. Whatever is not `Unknown` certainly did not happen.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum AppendError {
+    /// Somebody else appended first. Read, fold, decide again.
+    #[error("{stream} does not end where commit {version} expects: its head is {head:?}")]
+    Conflict {
+        /// The stream.
+        stream: StreamId,
+        /// The version the commit wanted to have.
+        version: Version,
+        /// Where the stream really ends; absent when it is empty.
+        head: Option<Head>,
+    },
+    /// It may or may not have been stored. Read the stream before anyone is answered.
+    #[error("append to {stream} timed out: whether it is stored is unknown until the stream is read")]
+    Unknown {
+        /// The stream.
+        stream: StreamId,
+    },
+    /// The commit breaks a rule of the log and can never be stored.
+    #[error("commit to {stream} refused: {reason}")]
+    Invalid {
+        /// The stream.
+        stream: StreamId,
+        /// Which rule.
+        reason: String,
+    },
+    /// The journal takes nothing now: disk full, closed, cut off. Nothing was stored; try later.
+    #[error("the journal takes no appends now: {reason}")]
+    Unavailable {
+        /// Why.
+        reason: String,
+    },
+}
+
+/// How a read failed.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum ReadError {
+    /// What is there is not what was written.
+    #[error(
+        "damaged record in {place}: {reason}; it was not served. `roomlog replay verify` lists all damage"
+    )]
+    Damaged {
+        /// Segment and record.
+        place: String,
+        /// What is wrong.
+        reason: String,
+    },
+    /// The journal cannot be read now.
+    #[error("the journal cannot be read now: {reason}")]
+    Unavailable {
+        /// Why.
+        reason: String,
+    },
+}
+
+/// One commit with its place.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Entry {
+    /// The cursor after this commit: following from it gives the next one.
+    pub cursor: Cursor,
+    /// The commit.
+    pub commit: Arc<Commit>,
+}
+
+/// What a follower is told.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Followed {
+    /// The next commit.
+    Entry(Entry),
+    /// All that was stored when the follow began has been given; from here on it is live. Sent exactly once.
+    CaughtUp,
+    /// The journal cannot be followed further; what came before stands. Follow again from the last cursor.
+    Broken(ReadError),
+}
+
+/// A running follow. Dropping it ends it.
+#[derive(Debug)]
+pub struct Follow {
+    /// Bounded by the engine: a slow reader is not dropped, it makes the engine read from disk later.
+    pub receiver: mpsc::Receiver<Followed>,
+}
+
+impl Follow {
+    /// The next thing, or none once the journal is closed.
+    pub async fn next(&mut self) -> Option<Followed> {
+        self.receiver.recv().await
+    }
+}
+
+/// Where commits are kept.
+#[async_trait]
+pub trait Journal: Send + Sync + 'static {
+    /// Appends a commit; its `version` and `prev` are the expectation. `Ok` means it is durable and every follower will see it.
+    /// Appending a commit that is already stored (same id, same place) is `Ok` and stores nothing twice.
+    async fn append(&self, commit: Commit) -> Result<(), AppendError>;
+
+    /// The commits of `stream` whose last version is at least `from`, in order, at most `limit` of them. Sees every append that was
+    /// answered before the call.
+    async fn read(
+        &self,
+        stream: &StreamId,
+        from: Version,
+        limit: usize,
+    ) -> Result<Vec<Arc<Commit>>, ReadError>;
+
+    /// Where `stream` ends; none when it has no commit. Sees every append that was answered before the call.
+    async fn head(&self, stream: &StreamId) -> Result<Option<Head>, ReadError>;
+
+    /// Every stream of `kind` with its head, sorted by id.
+    async fn streams(&self, kind: StreamKind) -> Result<Vec<(StreamId, Head)>, ReadError>;
+
+    /// Everything after `from`, in the journal's order, then live: no gap, no repeat.
+    async fn follow(&self, from: Cursor) -> Result<Follow, ReadError>;
+
+    /// The cursor after the last stored commit.
+    async fn tail(&self) -> Result<Cursor, ReadError>;
+}
+
+/// The whole of one stream, read page by page.
+pub async fn read_all(
+    journal: &dyn Journal,
+    stream: &StreamId,
+    from: Version,
+) -> Result<Vec<Arc<Commit>>, ReadError> {
+    /// Commits a page: a few hundred KiB at the sizes rooms have.
+    const PAGE: usize = 1_000;
+    let mut all = Vec::new();
+    let mut next = from;
+    loop {
+        let page = journal.read(stream, next, PAGE).await?;
+        let full = page.len() == PAGE;
+        if let Some(last) = page.last() {
+            next = last.last_version().next();
+        }
+        all.extend(page);
+        if !full {
+            return Ok(all);
+        }
+    }
+}
