@@ -4,12 +4,15 @@
 
 pub mod bus;
 pub mod commit;
+pub mod env;
 pub mod events;
 pub mod ids;
 pub mod journal;
+pub mod log;
 pub mod media;
 pub mod memory_bus;
 pub mod ortc;
+pub mod republish;
 pub mod rpc;
 pub mod subject;
 pub mod time;
