@@ -1,1 +1,8 @@
-//! placeholder
+//! The folds over the log: what rooms, nodes and services are, at any version.
+//!
+//! Everything that has state in Roomlog gets it from here; a state nobody can fold from the log does not exist.
+
+pub mod directory;
+pub mod node;
+pub mod room;
+pub mod service;
