@@ -16,3 +16,4 @@ pub mod republish;
 pub mod rpc;
 pub mod subject;
 pub mod time;
+pub mod token;
