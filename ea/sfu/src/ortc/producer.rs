@@ -138,7 +138,6 @@ pub fn consumable_parameters(
             rid: None,
             rtx: None,
             codec_payload_type: None,
-            dtx: Some(encoding.dtx.unwrap_or(false)),
             ..encoding
         });
     Ok(RtpParameters {
