@@ -102,13 +102,19 @@ pub struct LiveDirectory {
     inner: Arc<RwLock<Directory>>,
     /// Counts commits folded; waiters look again at each change.
     changes: Arc<watch::Sender<u64>>,
+    /// Counts commits to node streams, which are rare and concern everybody.
+    node_changes: Arc<watch::Sender<u64>>,
 }
 
 impl LiveDirectory {
     /// Starts following `journal` from the beginning and returns once everything stored is folded. The task ends with the journal.
     pub async fn start(journal: Arc<dyn Journal>) -> Result<Self, ReadError> {
         let (changes, mut caught_up) = watch::channel(0);
-        let live = Self { inner: Arc::default(), changes: Arc::new(changes) };
+        let live = Self {
+            inner: Arc::default(),
+            changes: Arc::new(changes),
+            node_changes: Arc::new(watch::channel(0).0),
+        };
         let (ready, is_ready) = tokio::sync::oneshot::channel();
         let task = live.clone();
         let follow = journal.follow(Cursor::default()).await?;
@@ -162,6 +168,12 @@ impl LiveDirectory {
                     }
                     cursor = entry.cursor;
                     self.changes.send_modify(|n| *n += 1);
+                    if matches!(
+                        entry.commit.stream.kind(),
+                        StreamKind::Ea | StreamKind::Ec | StreamKind::Nuve
+                    ) {
+                        self.node_changes.send_modify(|n| *n += 1);
+                    }
                 }
                 Some(Followed::CaughtUp) => {
                     if let Some(ready) = ready.take() {

@@ -155,6 +155,8 @@ pub struct Consumer {
     pub rtp_parameters: RtpParameters,
     /// How it picks layers.
     pub consumer_type: ConsumerType,
+    /// Its client has taken it; until then `newConsumer` is asked again after a resume.
+    pub accepted: bool,
     /// Not accepted yet, or paused by its client.
     pub paused: bool,
     /// Layers its client prefers.
@@ -380,6 +382,7 @@ impl RoomState {
                         kind: e.kind,
                         rtp_parameters: e.rtp_parameters.clone(),
                         consumer_type: e.consumer_type,
+                        accepted: false,
                         paused: true,
                         preferred_layers: None,
                         priority: 1,
@@ -477,6 +480,7 @@ impl RoomState {
     fn pause_consumer(&mut self, id: &ConsumerId, paused: bool) {
         if let Some(consumer) = self.consumers.get_mut(id) {
             consumer.paused = paused;
+            consumer.accepted |= !paused;
         }
     }
 
