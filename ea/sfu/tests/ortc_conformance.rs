@@ -102,6 +102,10 @@ fn profile_level_ids_of_h264_are_matched_and_answered_alike() {
             add(ours, theirs.to_owned(), 0);
         }
     }
+    // An empty id says as little as an absent one; an answer to nothing names nothing.
+    for (ours, theirs) in [("", ""), ("", "42e00a"), ("", "42001f"), ("42e01f", ""), ("42001f", "")] {
+        add(ours, theirs.to_owned(), 1);
+    }
     let Some(answers) = reference(&json!({ "cases": cases })) else { return };
     let mut tally = Tally::default();
     for (case, theirs) in cases.iter().zip(answers["cases"].as_array().expect("a list")) {
@@ -117,8 +121,11 @@ fn routers_offer_what_mediasoups_routers_offer() {
     let codec = |mime: &str, rate: u32, channels: Option<u8>, pt: Option<u8>, parameters: Value| {
         let kind = mime.split('/').next();
         let mut codec = json!({"kind": kind, "mimeType": mime, "clockRate": rate, "parameters": parameters});
-        channels.map(|n| codec["channels"] = n.into());
-        pt.map(|n| codec["preferredPayloadType"] = n.into());
+        for (key, value) in [("channels", channels), ("preferredPayloadType", pt)] {
+            if let Some(value) = value {
+                codec[key] = value.into();
+            }
+        }
         codec
     };
     let h264 =

@@ -208,8 +208,8 @@ fn a_pipe_carries_every_encoding_and_no_bandwidth_estimation() {
 
 #[test]
 fn what_the_worker_could_not_attribute_or_switch_is_refused() {
-    type Change = fn(&mut RtpParameters);
-    let cases: [(&str, Change, fn(&OrtcError) -> bool); 11] = [
+    type Case = (&'static str, fn(&mut RtpParameters), fn(&OrtcError) -> bool);
+    let cases: [Case; 11] = [
         (
             "chrome vp8",
             |p| p.codecs[0].payload_type = 128,
