@@ -296,6 +296,8 @@ export class RoomClient extends Emitter<RoomEvents> {
       if (ours()) this.#onResumed(answer);
     });
     session.on('ended', (reason) => {
+      // protoo lets requests wait out their time when its transport closes, but not when it is closed itself.
+      peer.close();
       if (ours()) this.#onEnded(reason);
     });
   }
@@ -480,6 +482,12 @@ export class RoomClient extends Emitter<RoomEvents> {
     this.emit('remoteRemoved', remote, 'closed');
   }
 
+  #setRemotePaused(id: string, paused: boolean): void {
+    const making = this.#making.get(id);
+    if (making) making.offer.producerPaused = paused;
+    this.#changeRemote(id, (remote) => (remote.paused = paused));
+  }
+
   #changeRemote(id: unknown, change: (remote: Remote) => void): void {
     const remote = this.remotes.get(String(id));
     if (!remote) return;
@@ -505,9 +513,9 @@ export class RoomClient extends Emitter<RoomEvents> {
       case 'consumerClosed':
         return this.#removeRemote(String(data['consumerId']));
       case 'consumerPaused':
-        return this.#changeRemote(data['consumerId'], (remote) => (remote.paused = true));
+        return this.#setRemotePaused(String(data['consumerId']), true);
       case 'consumerResumed':
-        return this.#changeRemote(data['consumerId'], (remote) => (remote.paused = false));
+        return this.#setRemotePaused(String(data['consumerId']), false);
       case 'consumerScore':
         return this.#changeRemote(data['consumerId'], (remote) => (remote.score = (data['score'] as { score?: number } | undefined)?.score));
       case 'activeSpeaker':

@@ -322,8 +322,8 @@ export class Session extends Emitter<SessionEvents> {
     this.#dropSocket(1000);
     this.#unanswered.clear();
     this.#wake?.();
-    this.emit('close');
     this.emit('ended', reason);
+    this.emit('close');
   }
 }
 

@@ -1,0 +1,9 @@
+/** What the unit tests need, bundled for Node: the client, the page's pure parts, and mediasoup-client's own fake browser. */
+
+export * from '../src/client/index.js';
+export { fitGrid } from '../src/ui/grid.js';
+export { initials } from '../src/ui/tile.js';
+export { FakeHandler } from 'mediasoup-client/handlers/FakeHandler';
+export * as fakeParameters from 'mediasoup-client/fakeParameters';
+export { FakeMediaStreamTrack } from 'fake-mediastreamtrack';
+export { Device } from 'mediasoup-client';
