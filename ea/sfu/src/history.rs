@@ -1,0 +1,160 @@
+//! What a consumer has sent and can send again.
+//!
+//! With RTX only the incoming packet is kept, shared among all consumers of the producer, and the retransmission is written anew on
+//! its own SSRC. Without RTX the same sequence number must never go out with other bytes (GCM nonce), so the encrypted packet is kept.
+
+use std::{rc::Rc, time::{Duration, Instant}};
+
+use bytes::BytesMut;
+use roomlog_bus::ortc::MediaKind;
+
+use crate::{consumer::Outgoing, rtp::RtpHeader};
+
+/// Packets kept for video: 1024 are more than a second at 8 Mbit/s, and a repair later than a second comes too late to be shown.
+const VIDEO_PACKETS: usize = 1024;
+
+/// Packets kept for audio: 64 packets of 20 ms are more than a second.
+const AUDIO_PACKETS: usize = 64;
+
+/// Older packets are not sent again.
+const MAX_AGE: Duration = Duration::from_secs(2);
+
+/// A packet is not sent again within this time, since the first retransmission is still on its way; the round trip time if known.
+pub const DEFAULT_RESEND: Duration = Duration::from_millis(40);
+
+/// A decrypted incoming packet.
+#[derive(Debug)]
+pub struct Stored {
+    /// The whole packet.
+    pub bytes: BytesMut,
+    /// Where its parts lie.
+    pub header: RtpHeader,
+}
+
+/// One packet that went out.
+#[derive(Debug, Clone)]
+pub struct Sent {
+    at: Instant,
+    resent: Option<Instant>,
+    /// What came in.
+    pub packet: Rc<Stored>,
+    /// How it went out.
+    pub how: Outgoing,
+}
+
+impl Sent {
+    /// Just sent.
+    pub fn new(now: Instant, packet: Rc<Stored>, how: Outgoing) -> Self {
+        Self { at: now, resent: None, packet, how }
+    }
+}
+
+/// What to send when a packet is asked for again.
+#[derive(Debug)]
+pub enum Again {
+    /// Write it on the RTX SSRC.
+    Rtx(Sent),
+    /// Send these encrypted bytes once more.
+    Identical(Vec<u8>),
+}
+
+#[derive(Debug)]
+enum Slot {
+    Rtx(Sent),
+    Protected { sequence: u16, at: Instant, resent: Option<Instant>, bytes: Vec<u8> },
+}
+
+/// A ring of sent packets, indexed by sequence number.
+#[derive(Debug)]
+pub struct History {
+    slots: Vec<Option<Slot>>,
+    capacity: usize,
+    rtx: bool,
+}
+
+impl History {
+    /// For a consumer of one kind, with or without RTX.
+    pub fn new(kind: MediaKind, rtx: bool) -> Self {
+        let capacity = match kind {
+            MediaKind::Audio => AUDIO_PACKETS,
+            MediaKind::Video => VIDEO_PACKETS,
+        };
+        Self { slots: Vec::new(), capacity, rtx }
+    }
+
+    /// Keeps a packet.
+    pub fn push(&mut self, sequence: u16, sent: impl FnOnce() -> Sent, protected: &[u8]) {
+        if self.slots.is_empty() {
+            self.slots.resize_with(self.capacity, || None);
+        }
+        let sent = sent();
+        let index = usize::from(sequence) % self.capacity;
+        self.slots[index] = Some(if self.rtx {
+            Slot::Rtx(sent)
+        } else {
+            Slot::Protected { sequence, at: sent.at, resent: None, bytes: protected.to_vec() }
+        });
+    }
+
+    /// What to send for a sequence number that is asked for again, if it is there and not just under way.
+    pub fn again(&mut self, now: Instant, sequence: u16, pause: Duration) -> Option<Again> {
+        let slot = self.slots.get_mut(usize::from(sequence) % self.capacity)?.as_mut()?;
+        let (found, at, resent) = match slot {
+            Slot::Rtx(sent) => (sent.how.sequence, sent.at, &mut sent.resent),
+            Slot::Protected { sequence, at, resent, .. } => (*sequence, *at, resent),
+        };
+        let lately = resent.is_some_and(|resent| now.saturating_duration_since(resent) < pause);
+        if found != sequence || lately || now.saturating_duration_since(at) > MAX_AGE {
+            return None;
+        }
+        *resent = Some(now);
+        Some(match slot {
+            Slot::Rtx(sent) => Again::Rtx(sent.clone()),
+            Slot::Protected { bytes, .. } => Again::Identical(bytes.clone()),
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::rtp::{HeaderWriter, NewHeader};
+
+    fn push(history: &mut History, now: Instant, sequence: u16) {
+        let header = NewHeader { marker: false, payload_type: 96, sequence: 1, timestamp: 2, ssrc: 3 };
+        let mut bytes = Vec::new();
+        HeaderWriter::new(&mut bytes, &header).finish();
+        let header = RtpHeader::parse(&bytes).unwrap();
+        let packet = Rc::new(Stored { bytes: BytesMut::from(&bytes[..]), header });
+        let how = Outgoing { marker: false, payload_type: 96, sequence, timestamp: 5, vp8: Default::default() };
+        history.push(sequence, || Sent::new(now, packet, how), &sequence.to_be_bytes());
+    }
+
+    #[test]
+    fn packets_are_found_over_the_wrap_until_overwritten_or_old() {
+        let now = Instant::now();
+        let mut history = History::new(MediaKind::Video, true);
+        for i in 0..2_000u16 {
+            push(&mut history, now, i.wrapping_sub(500));
+        }
+        let newest = 1_499;
+        let sequence = |again: Option<Again>| match again {
+            Some(Again::Rtx(sent)) => Some(sent.how.sequence),
+            _ => None,
+        };
+        assert_eq!(sequence(history.again(now, newest, DEFAULT_RESEND)), Some(newest));
+        assert_eq!(sequence(history.again(now, newest - 1023, DEFAULT_RESEND)), Some(newest - 1023));
+        assert_eq!(sequence(history.again(now, newest - 1024, DEFAULT_RESEND)), None, "overwritten");
+        assert_eq!(sequence(history.again(now + MAX_AGE + DEFAULT_RESEND, newest, DEFAULT_RESEND)), None, "too old");
+    }
+
+    #[test]
+    fn a_packet_under_way_is_not_sent_once_more() {
+        let now = Instant::now();
+        let mut history = History::new(MediaKind::Audio, false);
+        push(&mut history, now, 7);
+        assert!(matches!(history.again(now, 7, DEFAULT_RESEND), Some(Again::Identical(bytes)) if bytes == [0, 7]));
+        assert!(history.again(now + DEFAULT_RESEND / 2, 7, DEFAULT_RESEND).is_none());
+        assert!(history.again(now + DEFAULT_RESEND, 7, DEFAULT_RESEND).is_some());
+    }
+}

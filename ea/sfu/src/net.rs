@@ -1,0 +1,146 @@
+//! The UDP socket: many datagrams a system call where the kernel can (GRO in, GSO out).
+
+use std::{
+    collections::HashMap,
+    io::{self, IoSliceMut},
+    net::SocketAddr,
+};
+
+use mio::net::UdpSocket;
+use quinn_udp::{BATCH_SIZE, RecvMeta, Transmit, UdpSocketState};
+
+use crate::transport::Outbox;
+
+/// Room for one datagram. WebRTC packets stay below the 1500 bytes of an Ethernet frame; a longer one is cut and fails authentication.
+const DATAGRAM: usize = 2048;
+
+/// Bytes of one GSO send: 64 KiB is the length field of UDP, less the headers.
+const MAX_GSO_BYTES: usize = 60_000;
+
+/// The socket with its buffers.
+pub struct Net {
+    socket: UdpSocket,
+    state: UdpSocketState,
+    receive: Vec<u8>,
+    stride: usize,
+    send: Vec<u8>,
+    /// Datagrams sent.
+    pub packets_out: u64,
+    /// Bytes sent.
+    pub bytes_out: u64,
+    /// Datagrams the kernel did not take.
+    pub dropped: u64,
+}
+
+impl Net {
+    /// Binds the socket.
+    pub fn bind(listen: SocketAddr, buffer_bytes: usize) -> io::Result<Self> {
+        let socket = UdpSocket::bind(listen)?;
+        let reference = socket2::SockRef::from(&socket);
+        // The kernel gives what it may; less is no reason not to start.
+        let _ = reference.set_recv_buffer_size(buffer_bytes);
+        let _ = reference.set_send_buffer_size(buffer_bytes);
+        let state = UdpSocketState::new((&socket).into())?;
+        let stride = DATAGRAM * state.gro_segments();
+        Ok(Self {
+            receive: vec![0; stride * BATCH_SIZE],
+            stride,
+            socket,
+            state,
+            send: Vec::with_capacity(MAX_GSO_BYTES),
+            packets_out: 0,
+            bytes_out: 0,
+            dropped: 0,
+        })
+    }
+
+    /// For registration with a poll.
+    pub fn socket(&mut self) -> &mut UdpSocket {
+        &mut self.socket
+    }
+
+    /// Where it listens.
+    pub fn local_addr(&self) -> io::Result<SocketAddr> {
+        self.socket.local_addr()
+    }
+
+    /// Receives one batch; false when nothing was there.
+    pub fn receive(&mut self, mut each: impl FnMut(SocketAddr, &[u8])) -> bool {
+        let mut metas = [RecvMeta::default(); BATCH_SIZE];
+        let mut chunks = self.receive.chunks_exact_mut(self.stride);
+        let mut slices: [IoSliceMut<'_>; BATCH_SIZE] =
+            std::array::from_fn(|_| IoSliceMut::new(chunks.next().expect("BATCH_SIZE chunks were allocated")));
+        let (socket, state) = (&self.socket, &self.state);
+        let outcome = socket.try_io(|| state.recv(socket.into(), &mut slices, &mut metas));
+        match outcome {
+            Ok(count) => {
+                for (meta, slice) in metas.iter().zip(&slices).take(count) {
+                    // A zero stride would make no progress; it only comes with an empty datagram.
+                    for datagram in slice[..meta.len].chunks(meta.stride.max(1)) {
+                        each(meta.addr, datagram);
+                    }
+                }
+                true
+            }
+            // Errors besides "nothing there" are ICMP answers to earlier sends; there may be datagrams behind them.
+            Err(error) => error.kind() != io::ErrorKind::WouldBlock,
+        }
+    }
+
+    /// Sends what is in the outbox: per destination in order, runs of equal size in one call.
+    pub fn send(&mut self, outbox: &mut Outbox) {
+        if outbox.len() == 1 {
+            if let Some((to, datagram)) = outbox.iter().next() {
+                self.packets_out += 1;
+                self.bytes_out += datagram.len() as u64;
+                let outcome = transmit(&self.socket, &self.state, to, datagram, None);
+                self.dropped += u64::from(outcome.is_err());
+            }
+            outbox.clear();
+            return;
+        }
+        let mut by_destination: HashMap<SocketAddr, Vec<&[u8]>> = HashMap::new();
+        for (to, datagram) in outbox.iter() {
+            by_destination.entry(to).or_default().push(datagram);
+        }
+        let segments = self.state.max_gso_segments().max(1);
+        for (to, datagrams) in by_destination {
+            let mut rest = &datagrams[..];
+            while let Some(first) = rest.first() {
+                let size = first.len();
+                // The last of a run may be shorter (udp(7), UDP_SEGMENT).
+                let mut count = rest.iter().take(segments.min(MAX_GSO_BYTES / size.max(1)).max(1)).take_while(|d| d.len() == size).count();
+                if count < segments && rest.get(count).is_some_and(|d| d.len() < size) && (count + 1) * size <= MAX_GSO_BYTES {
+                    count += 1;
+                }
+                let (run, after) = rest.split_at(count.max(1));
+                rest = after;
+                let outcome = if let [single] = run {
+                    transmit(&self.socket, &self.state, to, single, None)
+                } else {
+                    self.send.clear();
+                    run.iter().for_each(|d| self.send.extend_from_slice(d));
+                    transmit(&self.socket, &self.state, to, &self.send, Some(size))
+                };
+                self.packets_out += run.len() as u64;
+                self.bytes_out += run.iter().map(|d| d.len() as u64).sum::<u64>();
+                if outcome.is_err() {
+                    self.dropped += run.len() as u64;
+                }
+            }
+        }
+        outbox.clear();
+    }
+}
+
+fn transmit(
+    socket: &UdpSocket,
+    state: &UdpSocketState,
+    destination: SocketAddr,
+    contents: &[u8],
+    segment_size: Option<usize>,
+) -> io::Result<()> {
+    let transmit = Transmit { destination, ecn: None, contents, segment_size, src_ip: None };
+    // A full socket buffer drops the datagram, as a full link would: waiting would delay everybody else, and NACK repairs it.
+    socket.try_io(|| state.try_send(socket.into(), &transmit))
+}

@@ -1,0 +1,333 @@
+//! What comes in from clients: RTP that is forwarded, and RTCP that is obeyed.
+
+use std::{rc::Rc, time::{Duration, Instant}};
+
+use crate::{
+    arena::Key,
+    codec::{Codec, Vp8},
+    consumer::{Consumer, Incoming},
+    history::{Again, DEFAULT_RESEND, Stored},
+    producer::{PayloadType, Producer},
+    rtcp::{self, ReportBlock, Rtcp},
+    rtp::RtpHeader,
+    stream::RecvStream,
+    transport::{Route, Transport},
+    worker::Worker,
+};
+use roomlog_bus::ortc::MediaKind;
+
+impl Worker {
+    /// An RTP packet from a client.
+    pub(crate) fn on_rtp(&mut self, now: Instant, key: Key<Transport>, bytes: &[u8]) {
+        let Some(transport) = self.transports.get_mut(key) else { return };
+        let Some(srtp) = &mut transport.srtp else { return };
+        let Some(encrypted) = RtpHeader::parse(bytes) else {
+            transport.counters.invalid += 1;
+            return;
+        };
+        let Ok(plain) = srtp.unprotect_rtp(bytes, encrypted.ssrc) else {
+            transport.counters.invalid += 1;
+            return;
+        };
+        let Some(mut header) = RtpHeader::parse(&plain).filter(|_| !plain.is_empty()) else { return };
+        if !header.strip_padding(&plain) {
+            transport.counters.invalid += 1;
+            return;
+        }
+        transport.last_rtp = Some(now);
+        transport.counters.rtp_bytes_received += plain.len() as u64;
+        // Every packet counts for congestion control, also one that goes nowhere.
+        if let Some(&[high, low]) = header.extension(&plain, transport.extensions.transport_cc) {
+            transport.twcc.arrived(now, u16::from_be_bytes([high, low]));
+        }
+        let route = match transport.routes.get(&header.ssrc) {
+            Some(route) => *route,
+            None => match self.learn(key, &header, &plain) {
+                Some(route) => route,
+                None => {
+                    if let Some(transport) = self.transports.get_mut(key) {
+                        transport.counters.unrouted += 1;
+                    }
+                    return;
+                }
+            },
+        };
+        let Some(producer) = self.producers.get_mut(route.producer) else { return };
+        let mut payload_type = producer.payload_type(header.payload_type);
+        let rtx = match payload_type {
+            PayloadType::Unknown => return,
+            PayloadType::Media { .. } => false,
+            PayloadType::Rtx { associated } => {
+                if let Some(transport) = self.transports.get_mut(key) {
+                    transport.counters.rtx_bytes_received += plain.len() as u64;
+                }
+                // The original sequence number stands before the payload (RFC 4588 §4); without one it is a padding probe.
+                let Some(original) = plain[header.payload.clone()].first_chunk::<2>() else { return };
+                header.sequence = u16::from_be_bytes(*original);
+                header.payload_type = associated;
+                header.payload.start += 2;
+                payload_type = producer.payload_type(associated);
+                true
+            }
+        };
+        let PayloadType::Media { mapped, codec } = payload_type else { return };
+        let Some(stream) = producer.streams.get_mut(route.stream) else { return };
+        let arrived = stream.arrived(now, header.sequence, header.timestamp, plain.len(), rtx);
+        if arrived.gave_up {
+            stream.want_key_frame();
+        }
+        if arrived.forward && !producer.paused {
+            if producer.kind == MediaKind::Audio
+                && let Some(&[level, ..]) = header.extension(&plain, producer.extensions.audio_level)
+            {
+                // RFC 6464 §3: -dBov in the low 7 bits. About ten packets, 200 ms, to follow a change.
+                producer.audio_level += (f32::from(level & 0x7f) - producer.audio_level) * 0.1;
+            }
+            let key_frame = codec.begins_key_frame(&plain[header.payload.clone()]);
+            if key_frame && producer.kind == MediaKind::Video {
+                producer.streams[route.stream].key_frame_arrived();
+            }
+            let packet = Rc::new(Stored { bytes: plain, header });
+            let vp8 = (codec == Codec::Vp8).then(|| Vp8::parse(packet.payload())).flatten();
+            self.forward(now, route, arrived.place, packet, mapped, codec, key_frame, vp8);
+        }
+        self.ask_for_missing(now, route.producer, route.stream);
+        self.ask_for_key_frames(now, route.producer);
+    }
+
+    #[allow(clippy::too_many_arguments, reason = "these are the fields of one packet, taken apart by its only caller")]
+    fn forward(
+        &mut self,
+        now: Instant,
+        route: Route,
+        place: u64,
+        packet: Rc<Stored>,
+        payload_type: u8,
+        codec: Codec,
+        key_frame: bool,
+        vp8: Option<Vp8>,
+    ) {
+        let Some(producer) = self.producers.get(route.producer) else { return };
+        let since_epoch = now.saturating_duration_since(self.epoch);
+        let incoming = Incoming {
+            now,
+            stream: route.stream,
+            place,
+            packet,
+            payload_type,
+            codec,
+            key_frame,
+            vp8,
+            streams: &producer.streams,
+        };
+        for &consumer in &producer.consumers {
+            let Some(consumer) = self.consumers.get_mut(consumer) else { continue };
+            let Some(transport) = self.transports.get_mut(consumer.transport).filter(|t| t.can_send()) else { continue };
+            let Some(how) = consumer.plan(&incoming) else { continue };
+            let stamps = transport.stamps(since_epoch, consumer.uses_transport_cc());
+            consumer.write(&incoming.packet, &how, &stamps, false, &mut self.scratch);
+            if let Some(protected) = transport.send_rtp(now, &self.scratch, &mut self.outbox) {
+                consumer.sent(now, &incoming.packet, &how, self.scratch.len(), &protected);
+            }
+        }
+    }
+
+    /// Finds the stream of an SSRC that was not signalled, by MID and RID, or by payload type where that is enough (RFC 8843 §9.2).
+    fn learn(&mut self, key: Key<Transport>, header: &RtpHeader, bytes: &[u8]) -> Option<Route> {
+        let transport = self.transports.get(key)?;
+        let ids = transport.extensions;
+        let text = |id| header.extension(bytes, id).and_then(|value| std::str::from_utf8(value).ok());
+        let (mid, rid, repaired) = (text(ids.mid), text(ids.rid), text(ids.repaired_rid));
+        let candidates: Vec<Key<Producer>> = transport
+            .producers
+            .iter()
+            .copied()
+            .filter(|&key| {
+                self.producers.get(key).is_some_and(|p| match mid {
+                    Some(mid) => p.params.mid.as_deref() == Some(mid),
+                    None => p.payload_type(header.payload_type) != PayloadType::Unknown,
+                })
+            })
+            .collect();
+        // Without a MID several producers may share the payload type; guessing would mix their media.
+        let [producer_key] = candidates[..] else { return None };
+        let producer = self.producers.get_mut(producer_key)?;
+        let rtx = matches!(producer.payload_type(header.payload_type), PayloadType::Rtx { .. });
+        let name = if rtx { repaired.or(rid) } else { rid };
+        let stream = match name {
+            Some(name) => producer.streams.iter().position(|s| s.rid.as_deref() == Some(name))?,
+            None if producer.streams.len() == 1 => 0,
+            None => return None,
+        };
+        let slot = &mut producer.streams[stream];
+        let before = if rtx { slot.rtx_ssrc.replace(header.ssrc) } else { slot.ssrc.replace(header.ssrc) };
+        if let (Some(_), false) = (before, rtx) {
+            // The client has started the stream anew: nothing of the old numbers holds.
+            let fresh = RecvStream::new(slot.rid.clone(), slot.clock_rate, slot.uses_nack(), slot.use_pli);
+            let old = std::mem::replace(slot, fresh);
+            (slot.ssrc, slot.rtx_ssrc) = (Some(header.ssrc), old.rtx_ssrc);
+            slot.want_key_frame();
+            for consumer in producer.consumers.clone() {
+                if let Some(consumer) = self.consumers.get_mut(consumer).filter(|c| c.current == Some(stream)) {
+                    consumer.unsync();
+                }
+            }
+        }
+        let route = Route { producer: producer_key, stream, rtx };
+        let transport = self.transports.get_mut(key)?;
+        if let Some(before) = before {
+            transport.routes.remove(&before);
+        }
+        transport.routes.insert(header.ssrc, route);
+        tracing::debug!(ssrc = header.ssrc, stream, rtx, "learned a stream");
+        Some(route)
+    }
+
+    /// A compound RTCP packet from a client.
+    pub(crate) fn on_rtcp(&mut self, now: Instant, key: Key<Transport>, bytes: &[u8]) {
+        let Some(transport) = self.transports.get_mut(key) else { return };
+        let Some(srtp) = &mut transport.srtp else { return };
+        let Ok(plain) = srtp.unprotect_rtcp(bytes) else {
+            transport.counters.invalid += 1;
+            return;
+        };
+        for packet in rtcp::parse(&plain) {
+            match packet {
+                Rtcp::SenderReport { ssrc, ntp, rtp, blocks } => {
+                    let route = self.transports.get(key).and_then(|t| t.routes.get(&ssrc)).copied();
+                    if let Some(Route { producer, stream, rtx: false }) = route
+                        && let Some(stream) = self.producers.get_mut(producer).and_then(|p| p.streams.get_mut(stream))
+                    {
+                        stream.sender_report(now, ntp, rtp);
+                    }
+                    self.on_reports(now, key, blocks);
+                }
+                Rtcp::ReceiverReport { blocks } => self.on_reports(now, key, blocks),
+                Rtcp::Nack { media, pairs } => self.on_nack(now, key, media, pairs),
+                Rtcp::Pli { media } | Rtcp::Fir { media } => {
+                    if let Some(consumer) = self.outgoing(key, media) {
+                        if let Some(consumer) = self.consumers.get_mut(consumer) {
+                            consumer.plis += 1;
+                        }
+                        self.want_key_frame(now, consumer);
+                    }
+                }
+                Rtcp::Bye { .. } | Rtcp::Other => {}
+            }
+        }
+    }
+
+    fn outgoing(&self, key: Key<Transport>, ssrc: u32) -> Option<Key<Consumer>> {
+        self.transports.get(key)?.outgoing.get(&ssrc).copied()
+    }
+
+    fn on_reports(&mut self, now: Instant, key: Key<Transport>, blocks: &[u8]) {
+        let ntp_now = (self.ntp(now) >> 16) as u32;
+        for block in rtcp::report_blocks(blocks) {
+            let Some(consumer) = self.outgoing(key, block.ssrc).and_then(|c| self.consumers.get_mut(c)) else { continue };
+            let ReportBlock { fraction_lost, lost, jitter, last_sr, delay, .. } = block;
+            (consumer.fraction_lost, consumer.lost, consumer.jitter) = (fraction_lost, lost, jitter);
+            if last_sr != 0 {
+                let trip = ntp_now.wrapping_sub(last_sr).wrapping_sub(delay);
+                // RFC 3550 §6.4.1. Clocks differ in rate, so a tiny negative is possible and no trip takes half a minute.
+                if trip < 30 << 16 {
+                    consumer.round_trip = Some(Duration::from_secs_f64(f64::from(trip) / 65536.0));
+                }
+            }
+        }
+    }
+
+    fn on_nack(&mut self, now: Instant, key: Key<Transport>, media: u32, pairs: &[u8]) {
+        let Some(consumer) = self.outgoing(key, media).and_then(|c| self.consumers.get_mut(c)) else { return };
+        let Some(transport) = self.transports.get_mut(key).filter(|t| t.can_send()) else { return };
+        let since_epoch = now.saturating_duration_since(self.epoch);
+        consumer.nacks += 1;
+        let pause = consumer.round_trip.unwrap_or(DEFAULT_RESEND).max(Duration::from_millis(10));
+        for sequence in rtcp::nack_sequences(pairs) {
+            consumer.nacked += 1;
+            match consumer.history.again(now, sequence, pause) {
+                Some(Again::Rtx(sent)) => {
+                    let stamps = transport.stamps(since_epoch, consumer.uses_transport_cc());
+                    consumer.write(&sent.packet, &sent.how, &stamps, true, &mut self.scratch);
+                    if transport.send_rtp(now, &self.scratch, &mut self.outbox).is_some() {
+                        consumer.retransmitted += 1;
+                        transport.counters.rtx_bytes_sent += self.scratch.len() as u64;
+                    }
+                }
+                Some(Again::Identical(bytes)) => {
+                    consumer.retransmitted += 1;
+                    transport.send_again(now, &bytes, &mut self.outbox);
+                }
+                None => {}
+            }
+        }
+    }
+
+    /// Asks the client for packets that are missing and due.
+    pub(crate) fn ask_for_missing(&mut self, now: Instant, key: Key<Producer>, stream: usize) {
+        let Some(producer) = self.producers.get_mut(key) else { return };
+        let Some(stream) = producer.streams.get_mut(stream) else { return };
+        let (Some(ssrc), Some(due)) = (stream.ssrc, stream.nack.next_due()) else { return };
+        if due > now {
+            return;
+        }
+        let (pairs, gave_up) = stream.nack.due(now);
+        if gave_up {
+            stream.want_key_frame();
+        }
+        if pairs.is_empty() {
+            return;
+        }
+        stream.nacks += 1;
+        stream.nacked += pairs.iter().map(|p| 1 + u64::from(p.mask.count_ones())).sum::<u64>();
+        let Some(transport) = self.transports.get_mut(producer.transport) else { return };
+        let mut out = Vec::with_capacity(64);
+        rtcp::write_nack(&mut out, transport.rtcp_ssrc, ssrc, &pairs);
+        transport.send_rtcp(&out, &mut self.outbox);
+    }
+
+    /// Sends the key frame requests of a producer that are due.
+    pub(crate) fn ask_for_key_frames(&mut self, now: Instant, key: Key<Producer>) {
+        let Some(producer) = self.producers.get_mut(key) else { return };
+        if producer.paused {
+            return;
+        }
+        let Some(transport) = self.transports.get_mut(producer.transport).filter(|t| t.can_send()) else { return };
+        for stream in &mut producer.streams {
+            if stream.key_frame_request_due(now)
+                && let Some(ssrc) = stream.ssrc
+            {
+                let mut out = Vec::with_capacity(12);
+                rtcp::write_pli(&mut out, transport.rtcp_ssrc, ssrc);
+                transport.send_rtcp(&out, &mut self.outbox);
+            }
+        }
+    }
+
+    /// A consumer needs a key frame of what it shows, or of what it is to show.
+    pub(crate) fn want_key_frame(&mut self, now: Instant, key: Key<Consumer>) {
+        let Some(consumer) = self.consumers.get(key) else { return };
+        if consumer.paused || consumer.kind != MediaKind::Video {
+            return;
+        }
+        let Some(index) = consumer.target.or(consumer.current) else { return };
+        let producer = consumer.producer;
+        if let Some(stream) = self.producers.get_mut(producer).and_then(|p| p.streams.get_mut(index)) {
+            stream.want_key_frame();
+        }
+        self.ask_for_key_frames(now, producer);
+    }
+
+    /// A consumer begins, or begins again: picks its layer and asks for a key frame.
+    pub(crate) fn restart_consumer(&mut self, now: Instant, key: Key<Consumer>) {
+        let Some(consumer) = self.consumers.get_mut(key) else { return };
+        consumer.unsync();
+        if consumer.paused {
+            return;
+        }
+        if let Some(producer) = self.producers.get(consumer.producer) {
+            consumer.choose_stream(now, &producer.streams);
+        }
+        self.want_key_frame(now, key);
+    }
+}
