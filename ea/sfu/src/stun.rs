@@ -57,7 +57,8 @@ impl<'a> BindingRequest<'a> {
         }
         let mut transaction = [0; 12];
         transaction.copy_from_slice(&bytes[8..HEADER]);
-        let (mut username, mut use_candidate, mut controlled, mut priority, mut integrity_at) = (None, false, false, false, None);
+        let (mut username, mut integrity_at) = (None, None);
+        let (mut use_candidate, mut controlled, mut priority, mut fingerprint) = (false, false, false, false);
         let mut at = HEADER;
         while at < bytes.len() {
             let head: &[u8; 4] = bytes.get(at..)?.first_chunk()?;
@@ -70,6 +71,7 @@ impl<'a> BindingRequest<'a> {
                     if value != expected.to_be_bytes() || at + 8 != bytes.len() {
                         return None;
                     }
+                    fingerprint = true;
                 }
                 // RFC 8489 §14.5: what comes after MESSAGE-INTEGRITY, other than FINGERPRINT, is ignored.
                 _ if integrity_at.is_some() => {}
@@ -83,7 +85,8 @@ impl<'a> BindingRequest<'a> {
             at += 4 + length.next_multiple_of(4);
         }
         let (local_ufrag, remote_ufrag) = username?.split_once(':')?;
-        if !priority {
+        // Both are there in every connectivity check (RFC 8445 §7.1.1, §7.3).
+        if !priority || !fingerprint {
             return None;
         }
         Some(Self { bytes, transaction, local_ufrag, remote_ufrag, use_candidate, controlled, integrity_at: integrity_at? })
