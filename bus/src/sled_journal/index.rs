@@ -1,0 +1,151 @@
+//! What is known in memory: where each stream ends, which segments it is in, and the newest commits.
+//!
+//! ```text
+//!  streams   room.a → head 7, in segments 1 and 3
+//!  segments  1 closed ── 2 closed ── 3 live        for a closed one the positions are in its manifest, on disk
+//!  recent                       ··· ·[c c c c c]   the last commits, shared with followers and readers
+//! ```
+//! Only the writer thread changes it, once per group and after the sync, so nobody sees what is not durable.
+
+use std::{
+    collections::{BTreeMap, HashMap, HashSet, VecDeque},
+    sync::Arc,
+};
+
+use super::{closed::ClosedSegment, live::LiveSegment};
+use crate::{
+    commit::{Commit, Head, StreamId},
+    ids::Version,
+};
+
+/// Where one commit of a stream is: its first version, and its sequence in the journal.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Position {
+    pub version: Version,
+    pub sequence: u64,
+}
+
+/// A segment's tables.
+#[derive(Debug, Default, Clone)]
+pub(super) struct SegmentIndex {
+    /// For each block the sequence of its first commit.
+    pub blocks: Vec<u64>,
+    /// For each stream its commits in this segment.
+    pub streams: HashMap<StreamId, Vec<Position>>,
+}
+
+/// A segment as readers find it.
+#[derive(Clone)]
+pub(super) enum Segment {
+    Live(Arc<LiveSegment>),
+    Closed(Arc<ClosedSegment>),
+}
+
+/// What is known of a stream.
+#[derive(Debug, Clone)]
+pub(super) struct StreamState {
+    pub head: Head,
+    /// The segments it is in, oldest first, each with its first version there.
+    pub segments: Vec<(u32, Version)>,
+}
+
+/// The newest commits, in sequence.
+pub(super) struct Recent {
+    first: u64,
+    commits: VecDeque<(Arc<Commit>, usize)>,
+    bytes: usize,
+    max_commits: usize,
+    max_bytes: usize,
+}
+
+impl Recent {
+    pub(super) fn new(next: u64, max_commits: usize, max_bytes: usize) -> Self {
+        Self { first: next, commits: VecDeque::new(), bytes: 0, max_commits, max_bytes }
+    }
+
+    fn push(&mut self, commit: Arc<Commit>, bytes: usize) {
+        self.commits.push_back((commit, bytes));
+        self.bytes += bytes;
+        while self.commits.len() > self.max_commits || self.bytes > self.max_bytes {
+            let Some((_, bytes)) = self.commits.pop_front() else { break };
+            self.bytes -= bytes;
+            self.first += 1;
+        }
+    }
+
+    pub(super) fn get(&self, sequence: u64) -> Option<&Arc<Commit>> {
+        let at = sequence.checked_sub(self.first)?;
+        self.commits.get(usize::try_from(at).ok()?).map(|(commit, _)| commit)
+    }
+
+    /// Up to `limit` commits from `sequence` on; none if that one is not in memory any more.
+    pub(super) fn from(&self, sequence: u64, limit: usize) -> Option<Vec<Arc<Commit>>> {
+        let at = usize::try_from(sequence.checked_sub(self.first)?).ok()?;
+        if at >= self.commits.len() {
+            return None;
+        }
+        Some(self.commits.iter().skip(at).take(limit).map(|(commit, _)| commit.clone()).collect())
+    }
+}
+
+/// All of it.
+pub(super) struct Index {
+    /// Sequence of the last durable commit.
+    pub tail: u64,
+    pub streams: HashMap<StreamId, StreamState>,
+    pub segments: BTreeMap<u32, Segment>,
+    /// First sequence of each segment.
+    pub starts: BTreeMap<u64, u32>,
+    /// Tables of segments not closed yet: the one being written, and one being closed.
+    pub live: BTreeMap<u32, SegmentIndex>,
+    pub recent: Recent,
+    /// Streams that take no appends, and why.
+    pub broken: HashMap<StreamId, String>,
+    /// Why there are no appends any more.
+    pub stopped: Option<String>,
+    /// Streams with commits whose fate is unknown since the journal stopped.
+    pub doubtful: HashSet<StreamId>,
+}
+
+impl Index {
+    /// Takes in a durable commit of segment `segment`.
+    pub(super) fn add(&mut self, segment: u32, sequence: u64, commit: Arc<Commit>, bytes: usize) {
+        let head = commit.head();
+        let position = Position { version: commit.version, sequence };
+        match self.streams.get_mut(&commit.stream) {
+            Some(state) => {
+                state.head = head;
+                if state.segments.last().is_none_or(|(last, _)| *last != segment) {
+                    state.segments.push((segment, commit.version));
+                }
+            }
+            None => {
+                let state = StreamState { head, segments: vec![(segment, commit.version)] };
+                self.streams.insert(commit.stream.clone(), state);
+            }
+        }
+        let live = self.live.entry(segment).or_default();
+        match live.streams.get_mut(&commit.stream) {
+            Some(positions) => positions.push(position),
+            None => {
+                live.streams.insert(commit.stream.clone(), vec![position]);
+            }
+        }
+        self.tail = sequence;
+        self.recent.push(commit, bytes);
+    }
+
+    /// The segment that holds `sequence`.
+    pub(super) fn segment_of(&self, sequence: u64) -> Option<u32> {
+        self.starts.range(..=sequence).next_back().map(|(_, segment)| *segment)
+    }
+}
+
+/// Of `positions`, those whose commits end at `from` or later; `last` is the last version among them.
+pub(super) fn from_version(positions: &[Position], last: Version, from: Version) -> &[Position] {
+    if last < from {
+        return &[];
+    }
+    let after = positions.partition_point(|p| p.version <= from);
+    &positions[after.saturating_sub(1)..]
+}
