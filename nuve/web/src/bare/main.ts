@@ -21,6 +21,7 @@ const bare = {
   producers: [] as types.Producer[],
   marks: { started: performance.now(), joined: 0 },
   joins: 0,
+  breakSocket: () => {},
   stats,
 };
 (window as unknown as { __bare: typeof bare }).__bare = bare;
@@ -44,7 +45,9 @@ async function token(): Promise<string> {
 
 async function run(): Promise<void> {
   const stream = await navigator.mediaDevices.getUserMedia({ audio: true, video: { width: Number(width), height: Number(height), frameRate: Number(frameRate) } });
-  const peer = new Peer(new WebSocketTransport(await token()));
+  const socket = new WebSocketTransport(await token());
+  bare.breakSocket = () => (socket as unknown as { _ws: WebSocket })._ws.close(4900);
+  const peer = new Peer(socket);
   let device: Device | undefined;
   let sendTransport: types.Transport | undefined;
   let recvTransport: types.Transport | undefined;

@@ -54,6 +54,14 @@ function explain(kind: DeviceKind, error: DOMException): string {
   }
 }
 
+/** What is wrong with both, said once where it is the same. */
+export function problemsInWords(camera: string | undefined, mic: string | undefined): string[] {
+  if (camera && mic && camera.replaceAll('camera', 'microphone') === mic) {
+    return [camera.replace('The camera is', 'Camera and microphone are').replace('No camera was', 'No camera and no microphone were').replace(/ it on here/u, ' them on here')];
+  }
+  return [camera, mic].filter((problem) => problem !== undefined);
+}
+
 export async function openDevice(kind: DeviceKind, deviceId: string | undefined, video: VideoWish): Promise<Opened> {
   const problem = pageProblem();
   if (problem) return { problem };

@@ -1,7 +1,7 @@
 /** Before the call: who are you, where to, how do you look. */
 
 import { h, icon } from './dom.js';
-import type { DeviceKind } from './devices.js';
+import { type DeviceKind, problemsInWords } from './devices.js';
 import type { LocalMedia } from './local.js';
 import { deviceFields } from './settings.js';
 import { Tile } from './tile.js';
@@ -39,7 +39,7 @@ export function lobby(local: LocalMedia, initial: LobbyValues, invited: boolean,
     preview.setTrack(local.tracks.camera ?? null);
     preview.setShown(local.isOn('camera'));
     preview.setMuted(!local.isOn('mic'));
-    const problems = [...new Set([local.problems.camera, local.problems.mic].filter(Boolean))];
+    const problems = problemsInWords(local.problems.camera, local.problems.mic);
     notice.hidden = problems.length === 0;
     notice.replaceChildren(icon('warn'), h('div', {}, ...problems.map((problem) => h('p', {}, problem))));
     for (const { refresh } of Object.values(switches)) refresh();
