@@ -150,6 +150,11 @@ impl LiveDirectory {
         self.changes.subscribe()
     }
 
+    /// Tells of every change of a node from now on: registered, lost, worker died.
+    pub fn node_changes(&self) -> watch::Receiver<u64> {
+        self.node_changes.subscribe()
+    }
+
     async fn run(
         self,
         journal: Arc<dyn Journal>,

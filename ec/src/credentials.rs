@@ -1,0 +1,98 @@
+//! Tokens and resume keys, as an EC checks them. Tokens are signed by NUVE; the public keys are learnt over the bus.
+
+use std::{
+    sync::{Mutex, PoisonError},
+    time::{Duration, Instant},
+};
+
+use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
+use roomlog_bus::{
+    bus::Bus,
+    commit::StreamKind,
+    rpc::{NuveAnswer, NuveRequest, RPC_TIMEOUT, ask},
+    subject::Subject,
+    time::Timestamp,
+    token::{Claims, TokenError, TokenKeys},
+};
+use sha2::{Digest, Sha256};
+
+/// Keys are asked for at most this often, so that tokens with made-up key ids do not become a load on NUVE.
+const FETCH_PAUSE: Duration = Duration::from_secs(1);
+
+/// The keys known so far.
+#[derive(Default)]
+pub(crate) struct Verifier {
+    keys: Mutex<(TokenKeys, Option<Instant>)>,
+}
+
+impl Verifier {
+    /// What the token says, and whether it has ended meanwhile: an ended one may still bring back the client that it admitted.
+    pub(crate) async fn verify(
+        &self,
+        bus: &dyn Bus,
+        token: &str,
+        now: Timestamp,
+    ) -> Result<(Claims, bool), TokenError> {
+        match self.check(token, now) {
+            Err(TokenError::UnknownKey { kid }) => {
+                self.fetch(bus).await;
+                if !self.lock().0.contains(&kid) {
+                    return Err(TokenError::UnknownKey { kid });
+                }
+                self.check(token, now)
+            }
+            result => result,
+        }
+    }
+
+    fn check(&self, token: &str, now: Timestamp) -> Result<(Claims, bool), TokenError> {
+        let keys = &self.lock().0;
+        match keys.verify(token, now) {
+            Ok(claims) => Ok((claims, false)),
+            // Read as of its last second: signature and shape are checked all the same.
+            Err(TokenError::Expired { at }) => {
+                keys.verify(token, Timestamp(at.0.saturating_sub(1))).map(|claims| (claims, true))
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    async fn fetch(&self, bus: &dyn Bus) {
+        {
+            let mut known = self.lock();
+            if known.1.is_some_and(|at| at.elapsed() < FETCH_PAUSE) {
+                return;
+            }
+            known.1 = Some(Instant::now());
+        }
+        match ask::<_, NuveAnswer>(
+            bus,
+            Subject::rpc_any(StreamKind::Nuve),
+            &NuveRequest::TokenKeys,
+            RPC_TIMEOUT,
+        )
+        .await
+        {
+            Ok(NuveAnswer::Keys { keys }) => self.lock().0.extend(TokenKeys::new(keys)),
+            Err(error) => tracing::warn!(%error, "NUVE's token keys could not be fetched"),
+        }
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, (TokenKeys, Option<Instant>)> {
+        self.keys.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// The resume key that goes with a token. It is derived, so that the same token brings the same key from any EC; who holds the token
+/// may attach the client anyway, so the key gives nothing beyond it.
+pub(crate) fn resume_key(token: &str) -> String {
+    let mut hash = Sha256::new();
+    hash.update(b"roomlog resume key\0");
+    hash.update(token.as_bytes());
+    URL_SAFE_NO_PAD.encode(hash.finalize())
+}
+
+/// What the log keeps of a resume key.
+pub(crate) fn hash_of(resume_key: &str) -> String {
+    Sha256::digest(resume_key.as_bytes()).iter().map(|b| format!("{b:02x}")).collect()
+}

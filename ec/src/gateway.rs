@@ -1,0 +1,437 @@
+//! The WebSocket gateway: takes sockets, checks who they are, carries frames between them and their rooms. It knows no room state.
+
+use std::{
+    net::SocketAddr,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Instant,
+};
+
+use axum::{
+    Extension, Router,
+    extract::{
+        ConnectInfo, Query, State,
+        ws::{CloseFrame, Message, WebSocket, WebSocketUpgrade},
+    },
+    http::{HeaderValue, StatusCode, header::RETRY_AFTER},
+    response::{IntoResponse, Response},
+    routing::get,
+};
+use roomlog_bus::{
+    ids::{ClientId, RoomId},
+    token::TokenError,
+};
+use serde::Deserialize;
+use serde_json::{Value, json};
+use tokio::{
+    sync::{mpsc, oneshot},
+    time::timeout,
+};
+
+use crate::{
+    Shared,
+    credentials::{hash_of, resume_key},
+    decide::Refusal,
+    protoo::{self, Incoming, SUBPROTOCOL},
+    room::{Ended, Entered, RoomMessage},
+    session::{FINAL, Socket, ToSocket},
+};
+
+/// The path of the gateway.
+pub const PATH: &str = "/signal";
+
+/// Frames that are not protoo, after which a socket is closed: a broken client is not worth the log lines.
+const MAX_BAD_FRAMES: u32 = 16;
+
+/// Ids of sockets, unique within the process.
+static NEXT_SOCKET: AtomicU64 = AtomicU64::new(1);
+
+#[derive(Deserialize)]
+struct Parameters {
+    token: Option<String>,
+    resume: Option<String>,
+}
+
+/// The routes of the gateway.
+pub(crate) fn router(shared: Arc<Shared>) -> Router {
+    Router::new().route(PATH, get(open)).with_state(shared)
+}
+
+fn later(shared: &Shared, status: StatusCode, why: &'static str) -> Response {
+    shared.metrics.turned_away();
+    (status, [(RETRY_AFTER, HeaderValue::from_static("1"))], why).into_response()
+}
+
+async fn open(
+    State(shared): State<Arc<Shared>>,
+    Query(parameters): Query<Parameters>,
+    peer: Option<Extension<ConnectInfo<SocketAddr>>>,
+    upgrade: WebSocketUpgrade,
+) -> Response {
+    if shared.connections.check().is_err() {
+        return later(
+            &shared,
+            StatusCode::TOO_MANY_REQUESTS,
+            "this EC takes no more connections this second\n",
+        );
+    }
+    // A client that resumes has its media already; a new one would find none.
+    if parameters.resume.is_none() && !shared.eas.any(Instant::now()) {
+        return later(
+            &shared,
+            StatusCode::SERVICE_UNAVAILABLE,
+            "no media server is there; try again in a moment\n",
+        );
+    }
+    let addr =
+        peer.map_or_else(|| "unknown".to_owned(), |Extension(ConnectInfo(addr))| addr.ip().to_string());
+    let max_frame = shared.settings.max_frame;
+    upgrade.protocols([SUBPROTOCOL]).max_message_size(max_frame).max_frame_size(max_frame).on_upgrade(
+        move |socket| async move {
+            shared.metrics.opened();
+            Connection::new(shared.clone(), socket, addr).run(parameters.token).await;
+            shared.metrics.closed();
+        },
+    )
+}
+
+/// Who a socket turned out to be.
+struct Member {
+    client: ClientId,
+    room: mpsc::Sender<RoomMessage>,
+    token: Option<String>,
+    answer: Value,
+}
+
+/// One socket, until it ends.
+struct Connection {
+    shared: Arc<Shared>,
+    ws: WebSocket,
+    socket: Socket,
+    queue: mpsc::Receiver<ToSocket>,
+    member: Option<Member>,
+    bad_frames: u32,
+}
+
+/// Why the loop of a socket ended.
+enum End {
+    /// The other side said goodbye.
+    Left,
+    /// It is gone, or has to be.
+    Broken,
+    /// We close it.
+    Close(u16, String),
+}
+
+impl Connection {
+    fn new(shared: Arc<Shared>, ws: WebSocket, addr: String) -> Self {
+        let (sender, queue) = mpsc::channel(shared.settings.socket_queue);
+        let socket = Socket { id: NEXT_SOCKET.fetch_add(1, Ordering::Relaxed), queue: sender, addr };
+        Self { shared, ws, socket, queue, member: None, bad_frames: 0 }
+    }
+
+    async fn run(mut self, token: Option<String>) {
+        let end = match token {
+            Some(token) => match self.admit(&token).await {
+                Ok(_) => self.carry().await,
+                Err(refusal) => End::Close(FINAL, close_reason(&refusal)),
+            },
+            None => self.carry().await,
+        };
+        let ended = match end {
+            End::Left => Ended::Left,
+            End::Broken => Ended::Broken,
+            End::Close(code, reason) => {
+                let frame = CloseFrame { code, reason: reason.into() };
+                let _ =
+                    timeout(self.shared.settings.socket_timeout, self.ws.send(Message::Close(Some(frame))))
+                        .await;
+                Ended::Broken
+            }
+        };
+        if let Some(member) = self.member.take() {
+            let message = RoomMessage::SocketEnded { client: member.client, socket: self.socket.id, ended };
+            let _ = member.room.send(message).await;
+        }
+    }
+
+    /// Carries frames both ways until something ends it.
+    async fn carry(&mut self) -> End {
+        let settings = &self.shared.settings;
+        let mut ping = tokio::time::interval(settings.ping_every);
+        ping.reset();
+        let (socket_timeout, token_timeout) = (settings.socket_timeout, settings.token_timeout);
+        let opened = Instant::now();
+        let mut heard = Instant::now();
+        loop {
+            let deadline = match self.member {
+                Some(_) => heard + socket_timeout,
+                None => opened + token_timeout,
+            };
+            tokio::select! {
+                received = self.ws.recv() => {
+                    heard = Instant::now();
+                    match received {
+                        Some(Ok(Message::Text(text))) => {
+                            if let Err(end) = self.frame(text.as_str()).await {
+                                return end;
+                            }
+                        }
+                        Some(Ok(Message::Binary(_))) => {
+                            if let Err(end) = self.bad_frame("binary frame") {
+                                return end;
+                            }
+                        }
+                        Some(Ok(Message::Ping(_) | Message::Pong(_))) => {}
+                        Some(Ok(Message::Close(frame))) => {
+                            // RFC 6455 §7.4.1: no code at all reads as 1005.
+                            let code = frame.map_or(1005, |f| f.code);
+                            return if matches!(code, 1000 | 1001 | 1005) { End::Left } else { End::Broken };
+                        }
+                        Some(Err(_)) | None => return End::Broken,
+                    }
+                }
+                out = self.queue.recv() => match out {
+                    Some(ToSocket::Text(text)) => {
+                        if !self.send(Message::Text(text.into())).await {
+                            return End::Broken;
+                        }
+                    }
+                    Some(ToSocket::Close(code, reason)) => return End::Close(code, reason),
+                    None => return End::Broken,
+                },
+                _ = ping.tick() => {
+                    if !self.send(Message::Ping(Vec::new().into())).await {
+                        return End::Broken;
+                    }
+                }
+                () = tokio::time::sleep_until(deadline.into()) => {
+                    return match self.member {
+                        Some(_) => End::Broken,
+                        None => End::Close(FINAL, "no token in time".into()),
+                    };
+                }
+            }
+        }
+    }
+
+    async fn send(&mut self, message: Message) -> bool {
+        matches!(timeout(self.shared.settings.socket_timeout, self.ws.send(message)).await, Ok(Ok(())))
+    }
+
+    fn bad_frame(&mut self, why: &str) -> Result<(), End> {
+        self.shared.metrics.bad_frame();
+        self.bad_frames += 1;
+        tracing::debug!(socket = self.socket.id, why, "bad frame");
+        if self.bad_frames > MAX_BAD_FRAMES {
+            Err(End::Close(FINAL, format!("too many bad frames: {why}")))
+        } else {
+            Ok(())
+        }
+    }
+
+    async fn frame(&mut self, text: &str) -> Result<(), End> {
+        let frame = match protoo::parse(text) {
+            Ok(frame) => frame,
+            Err(error) => return self.bad_frame(&error.to_string()),
+        };
+        match (frame, &self.member) {
+            (Incoming::Request { id, method, data }, _) if method == "token" => {
+                self.token_request(id, &data).await
+            }
+            (Incoming::Request { id, method, data }, None) if method == "resume" => {
+                self.resume_request(id, data).await
+            }
+            (Incoming::Request { id, method, .. }, None) => {
+                let shown: String = method.chars().take(60).collect();
+                let refusal = Refusal::WrongState(format!("{shown:?} before `token`: show a token first"));
+                self.answer(protoo::error(id, refusal.code(), &refusal.to_string())).await
+            }
+            (_, None) => Ok(()),
+            (frame, Some(member)) => {
+                let message =
+                    RoomMessage::Frame { client: member.client.clone(), socket: self.socket.id, frame };
+                // Waiting here is the back pressure on a client that asks faster than its room can work.
+                if member.room.send(message).await.is_err() {
+                    return Err(End::Close(FINAL, "room closed".into()));
+                }
+                Ok(())
+            }
+        }
+    }
+
+    async fn answer(&mut self, text: String) -> Result<(), End> {
+        if self.send(Message::Text(text.into())).await { Ok(()) } else { Err(End::Broken) }
+    }
+
+    async fn token_request(&mut self, id: u64, data: &Value) -> Result<(), End> {
+        let Some(token) = data.get("token").and_then(Value::as_str) else {
+            let refusal = Refusal::BadRequest("token: `token` is not a text".into());
+            return self.answer(protoo::error(id, refusal.code(), &refusal.to_string())).await;
+        };
+        if let Some(member) = &self.member {
+            let text = if member.token.as_deref() == Some(token) {
+                protoo::ok(id, &member.answer)
+            } else {
+                let refusal = Refusal::WrongState("this socket has shown another token".into());
+                protoo::error(id, refusal.code(), &refusal.to_string())
+            };
+            return self.answer(text).await;
+        }
+        match self.admit(&token.to_owned()).await {
+            Ok(answer) => self.answer(protoo::ok(id, &answer)).await,
+            Err(refusal) => {
+                self.answer(protoo::error(id, refusal.code(), &refusal.to_string())).await?;
+                Err(End::Close(FINAL, close_reason(&refusal)))
+            }
+        }
+    }
+
+    /// Lets a client in by its token.
+    async fn admit(&mut self, token: &str) -> Result<Value, TokenRefusal> {
+        let now = self.shared.log.env().now();
+        let (claims, expired) = self
+            .shared
+            .verifier
+            .verify(self.shared.bus.as_ref(), token, now)
+            .await
+            .map_err(TokenRefusal::Token)?;
+        let key = resume_key(token);
+        let (reply, entered) = oneshot::channel();
+        let room_id = claims.room.clone();
+        let message = RoomMessage::Admit {
+            claims: Box::new(claims),
+            expired,
+            resume_key_hash: hash_of(&key),
+            socket: self.socket.clone(),
+            reply,
+        };
+        let (room, entered) = self.enter(&room_id, message, entered).await?;
+        let answer = json!({
+            "clientId": entered.client,
+            "roomId": room_id,
+            "resumeKey": key,
+            "locateUrl": format!("/v1/rooms/{room_id}/locate"),
+            "ec": self.shared.settings.id,
+            "media": entered.media,
+            "v": entered.version,
+        });
+        self.member = Some(Member {
+            client: entered.client,
+            room,
+            token: Some(token.to_owned()),
+            answer: answer.clone(),
+        });
+        let version = json!({ "version": env!("CARGO_PKG_VERSION") });
+        let _ =
+            self.socket.queue.try_send(ToSocket::Text(protoo::notification("mediasoup-version", &version)));
+        Ok(answer)
+    }
+
+    async fn resume_request(&mut self, id: u64, data: Value) -> Result<(), End> {
+        #[derive(Deserialize)]
+        #[serde(rename_all = "camelCase")]
+        struct Resume {
+            client_id: ClientId,
+            room_id: RoomId,
+            resume_key: String,
+            #[serde(default)]
+            since: u64,
+        }
+        let resume: Resume = match serde_json::from_value(data) {
+            Ok(resume) => resume,
+            Err(error) => {
+                let refusal = Refusal::BadRequest(format!("resume: {error}"));
+                return self.answer(protoo::error(id, refusal.code(), &refusal.to_string())).await;
+            }
+        };
+        let (reply, entered) = oneshot::channel();
+        let message = RoomMessage::Resume {
+            client: resume.client_id,
+            resume_key_hash: hash_of(&resume.resume_key),
+            since: resume.since,
+            socket: self.socket.clone(),
+            reply,
+        };
+        match self.enter(&resume.room_id, message, entered).await {
+            Ok((room, entered)) => {
+                let mut answer = json!({
+                    "clientId": entered.client,
+                    "roomId": resume.room_id,
+                    "ec": self.shared.settings.id,
+                    "media": entered.media,
+                    "mediaEpoch": entered.media["mediaEpoch"],
+                    "v": entered.version,
+                });
+                if let (Some(answer), Some(Value::Object(missed))) = (answer.as_object_mut(), entered.missed)
+                {
+                    answer.extend(missed);
+                }
+                self.member =
+                    Some(Member { client: entered.client, room, token: None, answer: answer.clone() });
+                self.answer(protoo::ok(id, &answer)).await
+            }
+            Err(refusal) => {
+                // For whoever wants to come back there is no difference between a client that is gone and a key that is wrong.
+                let code = if matches!(refusal, TokenRefusal::Room(Refusal::NoClient(_))) {
+                    1002
+                } else {
+                    refusal.code()
+                };
+                self.answer(protoo::error(id, code, &refusal.to_string())).await
+            }
+        }
+    }
+
+    async fn enter(
+        &mut self,
+        room: &RoomId,
+        message: RoomMessage,
+        entered: oneshot::Receiver<Result<Entered, Refusal>>,
+    ) -> Result<(mpsc::Sender<RoomMessage>, Entered), TokenRefusal> {
+        let inbox = self.shared.rooms.send(&self.shared, room, message)?;
+        match entered.await {
+            Ok(Ok(entered)) => Ok((inbox, entered)),
+            Ok(Err(refusal)) => Err(refusal.into()),
+            Err(_) => Err(Refusal::Retry("the room ended meanwhile".into()).into()),
+        }
+    }
+}
+
+/// Why a token did not open the room.
+#[derive(Debug, thiserror::Error)]
+enum TokenRefusal {
+    /// The token itself.
+    #[error(transparent)]
+    Token(TokenError),
+    /// The room.
+    #[error(transparent)]
+    Room(#[from] Refusal),
+}
+
+impl TokenRefusal {
+    fn code(&self) -> u16 {
+        match self {
+            // The key of a good token is known to NUVE; one that is not could not be asked about.
+            Self::Token(TokenError::UnknownKey { .. }) => 1003,
+            Self::Token(_) => 1004,
+            Self::Room(refusal) => refusal.code(),
+        }
+    }
+}
+
+/// The reason in the close frame: a fixed word where clients act on it, at most 123 bytes (RFC 6455 §5.5).
+fn close_reason(refusal: &TokenRefusal) -> String {
+    match refusal {
+        TokenRefusal::Token(_) => "bad token".into(),
+        TokenRefusal::Room(Refusal::UsedToken) => "used token".into(),
+        TokenRefusal::Room(Refusal::WrongHost) => "moved".into(),
+        TokenRefusal::Room(Refusal::NoRoom) => "no such room".into(),
+        TokenRefusal::Room(Refusal::NoMedia) => "no media available".into(),
+        TokenRefusal::Room(Refusal::RoomFull(_)) => "room full".into(),
+        TokenRefusal::Room(Refusal::Retry(_)) => "try again later".into(),
+        TokenRefusal::Room(_) => "refused".into(),
+    }
+}

@@ -1,0 +1,86 @@
+//! The rooms that run on this EC: one task each, started with the first message and ended when nobody is left.
+
+use std::{
+    collections::HashMap,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+};
+
+use roomlog_bus::ids::RoomId;
+use tokio::sync::mpsc::{self, error::TrySendError};
+
+use crate::{
+    Shared,
+    decide::Refusal,
+    room::{Room, RoomMessage},
+};
+
+/// The inboxes of the running rooms.
+#[derive(Default)]
+pub(crate) struct Rooms {
+    inboxes: Mutex<HashMap<RoomId, mpsc::Sender<RoomMessage>>>,
+}
+
+impl Rooms {
+    /// Gives `message` to `room`, starting its task if it does not run. Sending under the lock is what makes [`Self::retire`] safe:
+    /// a room never ends with a message in its inbox.
+    pub(crate) fn send(
+        &self,
+        shared: &Arc<Shared>,
+        room: &RoomId,
+        message: RoomMessage,
+    ) -> Result<mpsc::Sender<RoomMessage>, Refusal> {
+        let mut inboxes = self.lock();
+        let inbox = inboxes.entry(room.clone()).or_insert_with(|| {
+            let (inbox, messages) = mpsc::channel(shared.settings.room_queue);
+            tokio::spawn(Room::new(shared.clone(), room.clone()).run(messages));
+            inbox
+        });
+        match inbox.try_send(message) {
+            Ok(()) => Ok(inbox.clone()),
+            Err(TrySendError::Full(_)) => Err(Refusal::Retry("this room has too much to do".into())),
+            Err(TrySendError::Closed(_)) => {
+                inboxes.remove(room);
+                Err(Refusal::Retry("this room is being closed".into()))
+            }
+        }
+    }
+
+    /// Gives a message to every running room.
+    pub(crate) fn broadcast(&self, mut message: impl FnMut() -> RoomMessage) {
+        for (room, inbox) in self.lock().iter() {
+            if inbox.try_send(message()).is_err() {
+                tracing::warn!(%room, "a room is too busy for news; its inventory comes back to it");
+            }
+        }
+    }
+
+    /// Whether `room` runs.
+    pub(crate) fn runs(&self, room: &RoomId) -> bool {
+        self.lock().contains_key(room)
+    }
+
+    /// How many run.
+    pub(crate) fn len(&self) -> usize {
+        self.lock().len()
+    }
+
+    /// Takes a room off the list unless a message has come in.
+    pub(crate) fn retire(&self, room: &RoomId, inbox: &mut mpsc::Receiver<RoomMessage>) -> bool {
+        let mut inboxes = self.lock();
+        if !inbox.is_empty() {
+            return false;
+        }
+        inboxes.remove(room);
+        inbox.close();
+        true
+    }
+
+    /// Drops all inboxes: every room task ends and its sockets close.
+    pub(crate) fn clear(&self) {
+        self.lock().clear();
+    }
+
+    fn lock(&self) -> MutexGuard<'_, HashMap<RoomId, mpsc::Sender<RoomMessage>>> {
+        self.inboxes.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}

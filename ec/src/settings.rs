@@ -1,0 +1,67 @@
+//! The settings of an EC, each with the reason for its default.
+
+use std::time::Duration;
+
+use roomlog_bus::ids::EcId;
+
+/// Settings of an EC.
+#[derive(Debug, Clone)]
+pub struct EcSettings {
+    /// This node, kept over restarts.
+    pub id: EcId,
+    /// Where clients reach its WebSocket: a full URL, or `auto:/signal` when NUVE answers on the same port.
+    pub address: String,
+    /// How long a client may stay away after its socket broke. 30 s: a lift, a tunnel, a change from Wi-Fi to mobile.
+    pub resume: Duration,
+    /// Most clients in one room. 500 is what one SFU worker's core carries as consumers of a single producer.
+    pub max_clients: usize,
+    /// An RPC to an EA is given up after this. 5 s is a third of the 15 s within which every client request is answered.
+    pub rpc_timeout: Duration,
+    /// A client that has not taken a `newConsumer` by then has refused it. 15 s: half of the resume time, so that a hung page is
+    /// noticed before it would have been dropped.
+    pub accept_timeout: Duration,
+    /// The server pings this often, since protoo-client never does: under the 30 s after which NATs and proxies forget a connection.
+    pub ping_every: Duration,
+    /// A socket with nothing received for this long is dead: two pings missed.
+    pub socket_timeout: Duration,
+    /// A socket that has not shown a token by then is closed.
+    pub token_timeout: Duration,
+    /// Largest frame a client may send, in bytes. The largest honest one, `join` with a browser's capabilities, is about 20 KiB.
+    pub max_frame: usize,
+    /// Frames waiting for one slow client, at most; beyond, its socket is closed and it may resume. 1 024 is a room of 500 joining twice.
+    pub socket_queue: usize,
+    /// Messages waiting for one room, at most; beyond, requests are refused as retryable.
+    pub room_queue: usize,
+    /// New connections a second, this EC's own limit.
+    pub connections_per_second: u32,
+    /// Answers kept for repeated requests of one client: more than a client ever has under way at once.
+    pub stored_answers: usize,
+    /// How often a room compares its worker's inventory with its log.
+    pub inventory_every: Duration,
+    /// How often heartbeats go out.
+    pub heartbeat_every: Duration,
+}
+
+impl EcSettings {
+    /// The defaults for node `id` at `address`.
+    pub fn new(id: EcId, address: impl Into<String>) -> Self {
+        Self {
+            id,
+            address: address.into(),
+            resume: Duration::from_secs(30),
+            max_clients: 500,
+            rpc_timeout: roomlog_bus::rpc::RPC_TIMEOUT,
+            accept_timeout: Duration::from_secs(15),
+            ping_every: Duration::from_secs(10),
+            socket_timeout: Duration::from_secs(20),
+            token_timeout: Duration::from_secs(10),
+            max_frame: 256 * 1024,
+            socket_queue: 1_024,
+            room_queue: 1_024,
+            connections_per_second: 1_000,
+            stored_answers: 64,
+            inventory_every: Duration::from_secs(30),
+            heartbeat_every: Duration::from_secs(1),
+        }
+    }
+}
