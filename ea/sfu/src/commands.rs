@@ -4,7 +4,7 @@ use std::time::Instant;
 
 use rand::{Rng, RngCore};
 use roomlog_bus::{
-    ids::{ConsumerId, ProducerId, RoomId, TransportId},
+    ids::{ConsumerId, ProducerId, RoomId, TransportId, random_token},
     media::{
         ConsumerInventory, MediaAnswer, MediaCommand, MediaError, MediaObject, ProducerInventory, RouterInventory,
         TransportInventory, TransportState,
@@ -161,10 +161,17 @@ impl Worker {
         transport_id: &TransportId,
         id: ProducerId,
         kind: MediaKind,
-        params: RtpParameters,
+        mut params: RtpParameters,
         paused: bool,
     ) -> Outcome {
         let transport_key = self.find_transport(room, transport_id)?;
+        let transport =
+            self.transports.get_mut(transport_key).ok_or_else(|| missing("transport", transport_id.as_str()))?;
+        // One canonical name for all of a client's producers, so that receivers play its sound and picture in step; browsers give
+        // none with simulcast.
+        let given = params.rtcp.cname.take().filter(|cname| !cname.is_empty());
+        let cname = transport.cname.get_or_insert_with(|| given.unwrap_or_else(|| random_token(&mut self.rng, 16)));
+        params.rtcp.cname = Some(cname.clone());
         if let Ok(key) = self.find_producer(room, &id) {
             let existing = self.producers.get(key).ok_or_else(|| missing("producer", id.as_str()))?;
             if existing.transport != transport_key || existing.params != params {

@@ -12,7 +12,7 @@ use roomlog_bus::{
 
 use crate::{
     arena::Key,
-    codec::{Codec, Vp8, Vp8Numbers, Vp8Shift},
+    codec::{Vp8, Vp8Numbers, Vp8Shift},
     history::{History, Sent, Stored},
     ortc::uri,
     producer::{ExtensionIds, Producer},
@@ -34,8 +34,6 @@ pub struct Incoming<'a> {
     pub packet: Rc<Stored>,
     /// The router's payload type.
     pub payload_type: u8,
-    /// Its codec.
-    pub codec: Codec,
     /// Whether a decoder can begin with it.
     pub key_frame: bool,
     /// Its VP8 descriptor.
@@ -238,11 +236,6 @@ impl Consumer {
     /// From the next key frame on; for a pause's end, or when the transport has connected.
     pub fn unsync(&mut self) {
         self.synced = false;
-    }
-
-    /// Whether it waits for a key frame of `target`.
-    pub fn waits_for_key_frame(&self) -> bool {
-        self.kind == MediaKind::Video && !self.paused && self.target.is_some() && (!self.synced || self.target != self.current)
     }
 
     /// Picks the stream that suits best; true when a key frame of it is needed.

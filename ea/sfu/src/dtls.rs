@@ -1,7 +1,8 @@
 //! DTLS of one transport: always the server, one shared configuration, fingerprints checked before keys are given out (RFC 5763 §5).
 //!
 //! `rtc-dtls` is kept behind this file. Two of its habits shape it. It picks the SRTP profile by the client's order, so the
-//! ClientHello is read here first and answered with a configuration that only knows GCM where GCM is offered. And it puts handshake
+//! ClientHello is read here first and answered with a configuration that knows one profile: GCM where it is offered, with the shorter
+//! key for speed. And it puts handshake
 //! fragments together in cubic time, so fragments are counted and sized here before it sees them.
 
 use std::{
@@ -62,11 +63,12 @@ pub fn looks_like_dtls(bytes: &[u8]) -> bool {
     matches!(bytes.first(), Some(20..=63))
 }
 
-/// What all transports of a worker share: the certificate and the two configurations.
+/// What all transports of a worker share: the certificate, and a configuration for each SRTP profile.
 pub struct DtlsContext {
     provider: Arc<dyn RTCCryptoProvider>,
-    gcm: Arc<HandshakeConfig>,
-    any: Arc<HandshakeConfig>,
+    gcm_128: Arc<HandshakeConfig>,
+    gcm_256: Arc<HandshakeConfig>,
+    cm: Arc<HandshakeConfig>,
     fingerprint: DtlsFingerprint,
 }
 
@@ -92,7 +94,7 @@ impl DtlsContext {
             Certificate::generate_self_signed(vec!["roomlog".to_owned()], provider.crypto()).map_err(|e| setup(&e))?;
         let der = certificate.certificate.first().ok_or_else(|| DtlsError::Setup("no certificate was made".into()))?;
         let fingerprint = fingerprint(provider.as_ref(), der)?;
-        let build = |profiles: Vec<SrtpProtectionProfile>| {
+        let build = |profile: SrtpProtectionProfile| {
             ConfigBuilder::default()
                 .with_crypto_provider(provider.clone())
                 .with_certificates(vec![certificate.clone()])
@@ -100,15 +102,16 @@ impl DtlsContext {
                 .with_insecure_skip_verify(true)
                 .with_extended_master_secret(ExtendedMasterSecretType::Require)
                 .with_flight_interval(FLIGHT_INTERVAL)
-                .with_srtp_protection_profiles(profiles)
+                .with_srtp_protection_profiles(vec![profile])
                 .build(false, None)
                 .map(Arc::new)
                 .map_err(|e| setup(&e))
         };
         use SrtpProtectionProfile::{Srtp_Aead_Aes_128_Gcm, Srtp_Aead_Aes_256_Gcm, Srtp_Aes128_Cm_Hmac_Sha1_80};
         Ok(Self {
-            gcm: build(vec![Srtp_Aead_Aes_128_Gcm, Srtp_Aead_Aes_256_Gcm])?,
-            any: build(vec![Srtp_Aes128_Cm_Hmac_Sha1_80])?,
+            gcm_128: build(Srtp_Aead_Aes_128_Gcm)?,
+            gcm_256: build(Srtp_Aead_Aes_256_Gcm)?,
+            cm: build(Srtp_Aes128_Cm_Hmac_Sha1_80)?,
             fingerprint,
             provider,
         })
@@ -215,7 +218,14 @@ impl Dtls {
         let Some(hello) = client_hello(&self.held) else {
             return Ok(None);
         };
-        let config = if offers_gcm(&hello) { &context.gcm } else { &context.any };
+        let offered = srtp_profiles(&hello).unwrap_or_default();
+        let config = if offered.contains(&GCM_128) {
+            &context.gcm_128
+        } else if offered.contains(&GCM_256) {
+            &context.gcm_256
+        } else {
+            &context.cm
+        };
         self.endpoint.set_server_config(Some(config.clone()));
         self.configured = true;
         self.started = Some(now);
@@ -432,28 +442,29 @@ fn client_hello(datagrams: &[Vec<u8>]) -> Option<Vec<u8>> {
     (have > 0 && have == body.len()).then_some(body)
 }
 
-/// Whether `use_srtp` in a ClientHello names a GCM profile (RFC 5764 §4.1.1, RFC 7714 §14.2).
-fn offers_gcm(hello: &[u8]) -> bool {
-    const USE_SRTP: u16 = 14;
-    let read = || -> Option<bool> {
-        let u16_at = |at: usize| hello.get(at..at + 2).map(|b| usize::from(u16::from_be_bytes([b[0], b[1]])));
-        // Version 2, random 32, then session id, cookie, cipher suites and compression methods, each behind its length.
-        let mut at = 34;
-        at += 1 + usize::from(*hello.get(at)?);
-        at += 1 + usize::from(*hello.get(at)?);
-        at += 2 + u16_at(at)?;
-        at += 1 + usize::from(*hello.get(at)?);
-        let end = at + 2 + u16_at(at)?;
-        at += 2;
-        while at < end {
-            let (kind, length) = (u16_at(at)?, u16_at(at + 2)?);
-            if kind == usize::from(USE_SRTP) {
-                let profiles = hello.get(at + 6..at + 6 + u16_at(at + 4)?)?;
-                return Some(profiles.chunks_exact(2).any(|p| matches!(p, [0, 7 | 8])));
-            }
-            at += 4 + length;
+/// SRTP_AEAD_AES_128_GCM and its sister (RFC 7714 §14.2).
+const GCM_128: [u8; 2] = [0, 7];
+const GCM_256: [u8; 2] = [0, 8];
+
+/// The profiles in `use_srtp` of a ClientHello (RFC 5764 §4.1.1).
+fn srtp_profiles(hello: &[u8]) -> Option<Vec<[u8; 2]>> {
+    const USE_SRTP: usize = 14;
+    let u16_at = |at: usize| hello.get(at..at + 2).map(|b| usize::from(u16::from_be_bytes([b[0], b[1]])));
+    // Version 2, random 32, then session id, cookie, cipher suites and compression methods, each behind its length.
+    let mut at = 34;
+    at += 1 + usize::from(*hello.get(at)?);
+    at += 1 + usize::from(*hello.get(at)?);
+    at += 2 + u16_at(at)?;
+    at += 1 + usize::from(*hello.get(at)?);
+    let end = at + 2 + u16_at(at)?;
+    at += 2;
+    while at < end {
+        let (kind, length) = (u16_at(at)?, u16_at(at + 2)?);
+        if kind == USE_SRTP {
+            let profiles = hello.get(at + 6..at + 6 + u16_at(at + 4)?)?;
+            return Some(profiles.chunks_exact(2).map(|p| [p[0], p[1]]).collect());
         }
-        Some(false)
-    };
-    read().unwrap_or(false)
+        at += 4 + length;
+    }
+    None
 }

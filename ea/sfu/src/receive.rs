@@ -89,7 +89,7 @@ impl Worker {
             }
             let packet = Rc::new(Stored { bytes: plain, header });
             let vp8 = (codec == Codec::Vp8).then(|| Vp8::parse(packet.payload())).flatten();
-            self.forward(now, route, arrived.place, packet, mapped, codec, key_frame, vp8);
+            self.forward(now, route, arrived.place, packet, mapped, key_frame, vp8);
         }
         self.ask_for_missing(now, route.producer, route.stream);
         self.ask_for_key_frames(now, route.producer);
@@ -103,7 +103,6 @@ impl Worker {
         place: u64,
         packet: Rc<Stored>,
         payload_type: u8,
-        codec: Codec,
         key_frame: bool,
         vp8: Option<Vp8>,
     ) {
@@ -115,7 +114,6 @@ impl Worker {
             place,
             packet,
             payload_type,
-            codec,
             key_frame,
             vp8,
             streams: &producer.streams,

@@ -211,6 +211,8 @@ pub struct Transport {
     next_transport_cc: u16,
     /// The SSRC of our feedback.
     pub rtcp_ssrc: u32,
+    /// The canonical name of all that comes in on it, once the first producer has one.
+    pub cname: Option<String>,
     /// For the next consumer's `mid`.
     pub next_mid: u32,
     /// When it is looked after next.
@@ -242,6 +244,7 @@ impl Transport {
             twcc: TwccReceiver::new(epoch),
             next_transport_cc: 0,
             rtcp_ssrc: rng.next_u32(),
+            cname: None,
             next_mid: 0,
             scheduled: None,
             next_report: now,
@@ -310,11 +313,6 @@ impl Transport {
                 self.counters.bytes_sent += datagram.len() as u64;
             }
         }
-    }
-
-    /// Forgets the state of an SSRC that will never be used again.
-    pub fn forget_ssrc(&mut self, ssrc: u32) {
-        self.guards.remove(&ssrc);
     }
 }
 
