@@ -1,1 +1,18 @@
-//! placeholder
+//! EA: the agent of a media host. Registers the node, runs one SFU worker process per core, and makes rooms follow the log.
+//!
+//! The decisions are in [`core`], a synchronous machine without IO; [`turns`] says whose turn it is and [`objects`] what a worker must be
+//! told. Around them: [`worker`] and the slots that keep workers alive, the registrar that writes the node's own stream, and the agent's
+//! loop that carries inputs in and effects out.
+
+pub mod agent;
+pub mod core;
+mod follow;
+pub mod objects;
+mod registrar;
+pub mod settings;
+mod slot;
+pub mod turns;
+pub mod worker;
+
+pub use agent::{Ea, start, start_with};
+pub use settings::{EaError, EaSettings};

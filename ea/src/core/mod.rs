@@ -1,0 +1,521 @@
+//! The agent's decisions: a synchronous machine that is told what happened and says what to do. No IO, no clock, no randomness.
+//!
+//! ```text
+//!  requests (bus) ──┐                     ┌──> answers (bus)
+//!  commits (journal)┼──> Core::handle ────┼──> commands to workers
+//!  worker news ─────┤                     ├──> events for the node's own stream
+//!  ticks ───────────┘                     └──> streams to read, notifications to ECs
+//! ```
+//!
+//! A room is here from `OpenRoom` (provisional) or from the commit that names one of our workers, until the log ends it, until it expires
+//! uncommitted, or until its worker dies. Everything a room is besides that is the fold of its stream.
+
+mod fold;
+mod rpc;
+mod sweep;
+#[cfg(test)]
+mod tests;
+mod workers;
+
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
+
+use roomlog_bus::{
+    commit::{Commit, StreamId, StreamKind},
+    events::{Event, NodeRegistered, Placement},
+    ids::{EaId, EcId, Epoch, Incarnation, MediaEpoch, RoomId, Version, WorkerIndex},
+    media::{MediaAnswer, MediaCommand, MediaError, MediaNotification, MediaObject, RoomNotification},
+    rpc::{EaAnswer, EaRequest, RPC_TIMEOUT, RpcError},
+};
+use roomlog_projections::room::RoomState;
+
+use crate::{objects::Objects, turns::Turns};
+
+/// How long a `RoomState` request waits for its version: less than [`RPC_TIMEOUT`], so that the refusal still reaches who asked.
+const STATE_WAIT: Duration = RPC_TIMEOUT.saturating_sub(Duration::from_millis(500));
+
+/// Unanswered requests of ECs at one worker, at most; beyond it they are refused at once. A worker answers some ten thousand a second, so
+/// what comes after these would have waited too long anyway. Commands that follow from the log are not counted.
+const MAX_PENDING: usize = 4_096;
+
+/// Times the core needs to know.
+#[derive(Debug, Clone, Copy)]
+pub struct Limits {
+    /// What is not committed after this long is destroyed.
+    pub provisional_ttl: Duration,
+    /// Worker and log are compared this often.
+    pub sweep_every: Duration,
+}
+
+/// What happened. `R` is whatever leads back to who asked.
+#[derive(Debug)]
+pub enum Input<R> {
+    /// Somebody asks.
+    Request {
+        /// Who.
+        reply: R,
+        /// What.
+        request: EaRequest,
+    },
+    /// The next commit of the journal.
+    Commit(Arc<Commit>),
+    /// The outcome of [`Effect::Load`].
+    Loaded {
+        /// Room.
+        room: RoomId,
+        /// The commits from the version asked for to the end of the stream; none when the journal could not be read.
+        commits: Option<Vec<Arc<Commit>>>,
+    },
+    /// A worker is ready; it gets rooms once that is in the log.
+    WorkerReady {
+        /// Which.
+        worker: WorkerIndex,
+        /// Which start of it.
+        generation: u64,
+    },
+    /// `WorkerStarted` is in the log.
+    WorkerAnnounced {
+        /// Which.
+        worker: WorkerIndex,
+        /// Which start of it.
+        generation: u64,
+    },
+    /// A worker is gone.
+    WorkerDied {
+        /// Which.
+        worker: WorkerIndex,
+        /// Which start of it.
+        generation: u64,
+        /// Exit status, signal, or `hung`.
+        reason: String,
+    },
+    /// A worker has answered [`Effect::ToWorker`], or the command could not be given to it.
+    Answered {
+        /// That of the command.
+        id: u64,
+        /// The outcome.
+        result: Result<MediaAnswer, MediaError>,
+    },
+    /// A worker found something out.
+    Notified {
+        /// Which.
+        worker: WorkerIndex,
+        /// Which start of it.
+        generation: u64,
+        /// Room.
+        room: RoomId,
+        /// What.
+        notification: MediaNotification,
+    },
+    /// The node was registered again, as [`Effect::Reregister`] asked.
+    Registered(Incarnation),
+    /// Some time has passed.
+    Tick,
+}
+
+/// What to do.
+#[derive(Debug, PartialEq)]
+pub enum Effect<R> {
+    /// Answer who asked.
+    Reply {
+        /// Who.
+        to: R,
+        /// What.
+        result: Result<EaAnswer, RpcError>,
+    },
+    /// Give a command to a worker, in this order; report the outcome as [`Input::Answered`].
+    ToWorker {
+        /// Which.
+        worker: WorkerIndex,
+        /// Comes back with the answer.
+        id: u64,
+        /// Router.
+        room: RoomId,
+        /// What.
+        command: MediaCommand,
+        /// It follows from the log: if the worker does not take it, the worker must be replaced.
+        must: bool,
+    },
+    /// Read the room's stream from this version to its end; report as [`Input::Loaded`].
+    Load {
+        /// Room.
+        room: RoomId,
+        /// First version that is missing.
+        from: Version,
+    },
+    /// Append to the node's own stream. A `WorkerStarted` in it is reported as [`Input::WorkerAnnounced`].
+    Append(Event),
+    /// The log says the node is lost: register it as a new incarnation with these workers; report as [`Input::Registered`].
+    Reregister(Vec<(WorkerIndex, u64)>),
+    /// Tell the room's EC.
+    Notify {
+        /// EC.
+        ec: EcId,
+        /// What.
+        notification: RoomNotification,
+    },
+    /// Another process registered under our id: end.
+    Superseded(Incarnation),
+}
+
+/// Load, for the heartbeat.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Load {
+    /// Rooms.
+    pub rooms: u64,
+    /// Clients in them.
+    pub clients: u64,
+    /// Takes nothing new.
+    pub draining: bool,
+}
+
+/// The agent's decisions.
+#[derive(Debug)]
+pub struct Core<R> {
+    me: EaId,
+    stream: StreamId,
+    limits: Limits,
+    /// The incarnation this process started as; it may have registered again since.
+    first_incarnation: Incarnation,
+    incarnation: Incarnation,
+    reregistering: bool,
+    draining: bool,
+    turns: Turns,
+    workers: Vec<Worker>,
+    rooms: BTreeMap<RoomId, Room<R>>,
+    pending: BTreeMap<u64, Pending<R>>,
+    next_id: u64,
+    now: Duration,
+    out: Vec<Effect<R>>,
+}
+
+/// A worker as the core sees it.
+#[derive(Debug, Clone, Default)]
+struct Worker {
+    /// Which start of it runs; none while it is down.
+    generation: Option<u64>,
+    /// `WorkerStarted` is in the log, so rooms may be given to it.
+    announced: bool,
+    /// Requests of ECs it has not answered.
+    pending: usize,
+}
+
+/// One room.
+#[derive(Debug)]
+struct Room<R> {
+    /// The fold of its stream.
+    fold: RoomState,
+    /// The highest version that was followed; what is between the fold and this is still to be read.
+    seen: Version,
+    /// When the read under way began.
+    loading: Option<Duration>,
+    /// A commit of the stream does not read, so the fold cannot go on.
+    stuck: bool,
+    /// The highest ownership epoch a request named.
+    epoch: Epoch,
+    /// Its media on a worker of ours.
+    held: Option<Held<R>>,
+    /// Media in a later epoch, reserved while `held` still stands.
+    next: Option<Reserved>,
+    /// Who waits for a version.
+    waiters: Vec<Waiter<R>>,
+    next_sweep: Duration,
+}
+
+/// A place on a worker, promised to an EC.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Reserved {
+    placement: Placement,
+    media_epoch: MediaEpoch,
+    /// Ownership epoch of the EC that asked.
+    epoch: Epoch,
+    since: Duration,
+}
+
+/// A router on a worker.
+#[derive(Debug)]
+struct Held<R> {
+    place: Reserved,
+    /// The log has named it.
+    committed: bool,
+    /// Clients were in while the log had it: with the last of them it ends.
+    had_clients: bool,
+    router: Creation<R>,
+    objects: Objects,
+    /// Creations that a repeated request may ask for again, until they are committed.
+    creations: BTreeMap<MediaObject, Creation<R>>,
+}
+
+/// How far the making of something has come.
+#[derive(Debug)]
+enum Creation<R> {
+    /// The worker was asked; these wait for the outcome besides the first.
+    Asked(Vec<R>),
+    /// Made.
+    Done(MediaAnswer),
+}
+
+#[derive(Debug)]
+struct Waiter<R> {
+    version: Version,
+    until: Duration,
+    reply: R,
+}
+
+/// A command a worker has not answered.
+#[derive(Debug)]
+struct Pending<R> {
+    worker: WorkerIndex,
+    room: RoomId,
+    media_epoch: MediaEpoch,
+    asked: Duration,
+    purpose: Purpose<R>,
+}
+
+#[derive(Debug)]
+enum Purpose<R> {
+    /// Make the router of a room.
+    Router,
+    /// Make an object for an EC.
+    Create(MediaObject, R),
+    /// Anything else for an EC.
+    Request(R),
+    /// It follows from the log; nobody waits.
+    Follow,
+    /// Compare with the log.
+    Sweep,
+}
+
+impl<R> Room<R> {
+    fn new(now: Duration, sweep_every: Duration) -> Self {
+        Self {
+            fold: RoomState::default(),
+            seen: Version(0),
+            loading: None,
+            stuck: false,
+            epoch: Epoch(0),
+            held: None,
+            next: None,
+            waiters: Vec::new(),
+            next_sweep: now + sweep_every,
+        }
+    }
+
+    /// Nothing here has to be kept.
+    fn is_gone(&self) -> bool {
+        // A room that was named by a commit is read first; only then is it known whether it is ours.
+        self.held.is_none() && self.next.is_none() && self.loading.is_none() && !self.is_behind()
+    }
+
+    /// The stream is known to go on where the fold ends.
+    fn is_behind(&self) -> bool {
+        self.fold.version() < self.seen && !self.stuck
+    }
+}
+
+impl<R> Core<R> {
+    /// The core of a node that was registered as `incarnation` with these workers, by index the generation that is ready.
+    pub fn new(me: EaId, incarnation: Incarnation, limits: Limits, workers: &[Option<u64>]) -> Self {
+        let mut turns = Turns::new(workers.len());
+        let workers: Vec<Worker> = workers
+            .iter()
+            .map(|&generation| Worker { generation, announced: generation.is_some(), pending: 0 })
+            .collect();
+        for (index, _) in workers.iter().enumerate().filter(|(_, w)| w.announced) {
+            turns.join(WorkerIndex(index as u16));
+        }
+        Self {
+            stream: StreamId::from(&me),
+            me,
+            limits,
+            first_incarnation: incarnation,
+            incarnation,
+            reregistering: false,
+            draining: false,
+            turns,
+            workers,
+            rooms: BTreeMap::new(),
+            pending: BTreeMap::new(),
+            next_id: 1,
+            now: Duration::ZERO,
+            out: Vec::new(),
+        }
+    }
+
+    /// Takes what happened at `now`, on a monotonic clock, and says what to do, in order.
+    pub fn handle(&mut self, now: Duration, input: Input<R>) -> Vec<Effect<R>> {
+        self.now = now;
+        match input {
+            Input::Request { reply, request } => self.request(reply, request),
+            Input::Commit(commit) => self.commit(&commit),
+            Input::Loaded { room, commits } => self.loaded(&room, commits),
+            Input::WorkerReady { worker, generation } => self.worker_ready(worker, generation),
+            Input::WorkerAnnounced { worker, generation } => self.worker_announced(worker, generation),
+            Input::WorkerDied { worker, generation, reason } => {
+                self.worker_died(worker, generation, reason);
+            }
+            Input::Answered { id, result } => self.answered(id, result),
+            Input::Notified { worker, generation, room, notification } => {
+                self.notified(worker, generation, room, notification);
+            }
+            Input::Registered(incarnation) => {
+                self.incarnation = incarnation;
+                self.reregistering = false;
+                self.draining = false;
+            }
+            Input::Tick => self.tick(),
+        }
+        std::mem::take(&mut self.out)
+    }
+
+    /// The incarnation the node acts as.
+    pub fn incarnation(&self) -> Incarnation {
+        self.incarnation
+    }
+
+    /// Load, for the heartbeat.
+    pub fn load(&self) -> Load {
+        let clients = |room: &Room<R>| {
+            room.fold.clients.values().filter(|c| c.ea.as_ref().is_none_or(|ea| *ea == self.me)).count()
+        };
+        Load {
+            rooms: self.rooms_held(),
+            clients: self.rooms.values().map(clients).sum::<usize>() as u64,
+            draining: self.draining,
+        }
+    }
+
+    fn rooms_held(&self) -> u64 {
+        self.rooms.values().filter(|r| r.held.is_some() || r.next.is_some()).count() as u64
+    }
+
+    /// Runs `act` on a room that is taken out for the time, and puts it back unless it is gone.
+    fn with_room<T>(&mut self, id: &RoomId, act: impl FnOnce(&mut Self, &mut Room<R>) -> T) -> Option<T> {
+        let mut room = self.rooms.remove(id)?;
+        let result = act(self, &mut room);
+        if room.is_gone() {
+            self.answer_waiters(id, &mut room, true);
+        } else {
+            self.rooms.insert(id.clone(), room);
+        }
+        Some(result)
+    }
+
+    fn reply(&mut self, to: R, result: Result<EaAnswer, RpcError>) {
+        self.out.push(Effect::Reply { to, result });
+    }
+
+    /// Whether a placement is on a worker of ours that runs.
+    fn is_live(&self, placement: &Placement) -> bool {
+        placement.ea == self.me
+            && (self.first_incarnation..=self.incarnation).contains(&placement.incarnation)
+            && self
+                .workers
+                .get(usize::from(placement.worker.0))
+                .is_some_and(|w| w.generation == Some(placement.generation))
+    }
+
+    /// Puts a command on its way.
+    fn send(&mut self, room: &RoomId, place: &Reserved, command: MediaCommand, purpose: Purpose<R>) {
+        let id = self.next_id;
+        self.next_id += 1;
+        let worker = place.placement.worker;
+        let must = matches!(purpose, Purpose::Follow | Purpose::Router);
+        if !must {
+            self.workers[usize::from(worker.0)].pending += 1;
+        }
+        self.pending.insert(
+            id,
+            Pending { worker, room: room.clone(), media_epoch: place.media_epoch, asked: self.now, purpose },
+        );
+        self.out.push(Effect::ToWorker { worker, id, room: room.clone(), command, must });
+    }
+
+    /// Sends commands that follow from the log and counts them as done.
+    fn follow_log(&mut self, room: &RoomId, held: &mut Held<R>, commands: Vec<MediaCommand>) {
+        for command in commands {
+            held.objects.sent(&command, || unreachable!("only closes and changes follow from the log"));
+            if let MediaCommand::Close { object } = &command {
+                held.creations.remove(object);
+            }
+            self.send(room, &held.place, command, Purpose::Follow);
+        }
+    }
+
+    /// Makes a reserved place the room's media.
+    fn activate(&mut self, id: &RoomId, room: &mut Room<R>, place: Reserved, first: Vec<R>) {
+        self.send(id, &place, MediaCommand::CreateRouter, Purpose::Router);
+        room.held = Some(Held {
+            place,
+            committed: false,
+            had_clients: false,
+            router: Creation::Asked(first),
+            objects: Objects::default(),
+            creations: BTreeMap::new(),
+        });
+    }
+
+    /// Destroys the room's media.
+    fn drop_held(&mut self, id: &RoomId, room: &mut Room<R>, why: &str) {
+        let Some(held) = room.held.take() else { return };
+        tracing::info!(room = %id, worker = %held.place.placement.worker, media_epoch = %held.place.media_epoch, why, "room's media destroyed");
+        self.refuse_waiting(held.router, held.creations, why);
+        if self.is_live(&held.place.placement) {
+            self.turns.close(held.place.placement.worker);
+            let close = MediaCommand::Close { object: MediaObject::Router };
+            self.send(id, &held.place, close, Purpose::Follow);
+        }
+    }
+
+    /// Gives a reserved place back.
+    fn drop_next(&mut self, room: &mut Room<R>) {
+        if let Some(next) = room.next.take()
+            && self.is_live(&next.placement)
+        {
+            self.turns.close(next.placement.worker);
+        }
+    }
+
+    /// Answers those who wait for something that will not be.
+    fn refuse_waiting(
+        &mut self,
+        router: Creation<R>,
+        creations: BTreeMap<MediaObject, Creation<R>>,
+        why: &str,
+    ) {
+        for creation in std::iter::once(router).chain(creations.into_values()) {
+            if let Creation::Asked(waiting) = creation {
+                for to in waiting {
+                    self.reply(to, Err(MediaError::Unavailable { reason: why.to_owned() }.into()));
+                }
+            }
+        }
+    }
+
+    /// Asks for what the fold lacks, unless that is under way.
+    fn load_rest(&mut self, id: &RoomId, room: &mut Room<R>) {
+        if room.loading.is_none() {
+            room.loading = Some(self.now);
+            self.out.push(Effect::Load { room: id.clone(), from: room.fold.version().next() });
+        }
+    }
+
+    /// Answers those whose version has come, or, when the room is `gone`, all.
+    fn answer_waiters(&mut self, id: &RoomId, room: &mut Room<R>, gone: bool) {
+        let version = room.fold.version();
+        for waiter in std::mem::take(&mut room.waiters) {
+            if gone {
+                let state = EaAnswer::State { version, state: serde_json::Value::Null };
+                self.reply(waiter.reply, Ok(state));
+            } else if waiter.version <= version {
+                let state = EaAnswer::State { version, state: room.fold.to_json() };
+                self.reply(waiter.reply, Ok(state));
+            } else if waiter.until <= self.now {
+                let reason =
+                    format!("room {id} is folded up to {version} only, {} was asked for", waiter.version);
+                self.reply(waiter.reply, Err(RpcError::Retry { reason }));
+            } else {
+                room.waiters.push(waiter);
+            }
+        }
+    }
+}

@@ -1,0 +1,251 @@
+//! The registrar writes the node's own stream, `ea.<id>`: registration, workers that start and die, the end. One task owns the stream's head.
+
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
+
+use roomlog_bus::{
+    commit::{Cause, Commit, StreamId, Writer},
+    env::Env,
+    events::{Event, NodeLeft, NodeRegistered, WorkerStarted},
+    ids::{EaId, Incarnation, Version, WorkerIndex},
+    journal::{AppendError, Journal, ReadError, read_all},
+    log::{Draft, Log},
+};
+use roomlog_projections::node::NodeState;
+use tokio::sync::{mpsc, oneshot};
+
+use crate::settings::EaError;
+
+/// Between two tries while the journal takes nothing.
+const RETRY_EVERY: Duration = Duration::from_millis(500);
+
+/// Tries after a conflict before giving up: others append to this stream only that the node is lost or draining, which happens once each.
+const CONFLICT_TRIES: u32 = 20;
+
+/// Events waiting to be appended, at most: deaths and starts of workers, which a journal that is away for an hour may collect. What comes on
+/// top is dropped with an error in the log of the process.
+pub const REGISTRAR_QUEUE: usize = 1_024;
+
+/// What the registrar is asked.
+#[derive(Debug)]
+pub enum Order {
+    /// Append this.
+    Append(Event),
+    /// Register as a new incarnation with these workers.
+    Reregister(Vec<(WorkerIndex, u64)>),
+    /// Say that the node leaves, and end.
+    Leave(oneshot::Sender<()>),
+}
+
+/// What the registrar reports.
+#[derive(Debug)]
+pub enum Report {
+    /// In the log.
+    Appended(Event),
+    /// The node is registered as this incarnation.
+    Registered(Incarnation),
+    /// Another process registered under this id.
+    Superseded(Incarnation),
+}
+
+/// Owner of the node's own stream.
+pub struct Registrar {
+    id: EaId,
+    stream: StreamId,
+    journal: Arc<dyn Journal>,
+    env: Env,
+    state: NodeState,
+    /// Highest generation of each worker that the stream has seen.
+    generations: BTreeMap<WorkerIndex, u64>,
+    /// What this process is registered as; none before it is.
+    incarnation: Option<Incarnation>,
+    address: String,
+    workers: u16,
+}
+
+impl Registrar {
+    /// Folds the node's own stream.
+    pub async fn open(id: EaId, journal: Arc<dyn Journal>, env: Env) -> Result<Self, EaError> {
+        let mut registrar = Self {
+            stream: StreamId::from(&id),
+            id,
+            journal,
+            env,
+            state: NodeState::default(),
+            generations: BTreeMap::new(),
+            incarnation: None,
+            address: String::new(),
+            workers: 0,
+        };
+        registrar.catch_up().await.map_err(|source| EaError::Read { id: registrar.id.clone(), source })?;
+        Ok(registrar)
+    }
+
+    /// The generation the next worker of this slot has: it rises over the node's whole life.
+    pub fn next_generation(&self, worker: WorkerIndex) -> u64 {
+        self.generations.get(&worker).map_or(1, |last| last + 1)
+    }
+
+    /// Registers the next incarnation with the workers that are ready.
+    pub async fn register(
+        &mut self,
+        address: String,
+        workers: u16,
+        ready: &[(WorkerIndex, u64)],
+    ) -> Result<Incarnation, EaError> {
+        self.address = address;
+        self.workers = workers;
+        let ours = self.incarnation;
+        for _ in 0..CONFLICT_TRIES {
+            let incarnation = self.state.incarnation.next();
+            let registered = NodeRegistered {
+                incarnation,
+                address: self.address.clone(),
+                workers: self.workers,
+                version: env!("CARGO_PKG_VERSION").into(),
+            };
+            let mut events: Vec<Event> = vec![registered.into()];
+            events.extend(
+                ready.iter().map(|&(worker, generation)| WorkerStarted { worker, generation }.into()),
+            );
+            match self.append_once(incarnation, &events).await {
+                Ok(()) => {
+                    self.incarnation = Some(incarnation);
+                    tracing::info!(ea = %self.id, %incarnation, address = self.address, workers = ready.len(), "EA registered");
+                    return Ok(incarnation);
+                }
+                Err(AppendError::Conflict { .. }) => {
+                    self.catch_up().await.map_err(|source| EaError::Read { id: self.id.clone(), source })?;
+                    if let Some(ours) = ours.filter(|ours| self.state.incarnation > *ours) {
+                        let theirs = self.state.incarnation;
+                        return Err(EaError::Superseded { id: self.id.clone(), ours, theirs });
+                    }
+                }
+                Err(source) => return Err(EaError::Append { id: self.id.clone(), source }),
+            }
+        }
+        Err(EaError::Append { id: self.id.clone(), source: self.gave_up() })
+    }
+
+    /// Serves orders until told to leave or until the orders end.
+    pub async fn run(mut self, mut orders: mpsc::Receiver<Order>, reports: mpsc::Sender<Report>) {
+        while let Some(order) = orders.recv().await {
+            let report = match order {
+                Order::Append(event) => match self.append_surely(&event).await {
+                    Ok(()) => Report::Appended(event),
+                    Err(EaError::Superseded { theirs, .. }) => Report::Superseded(theirs),
+                    Err(error) => {
+                        tracing::error!(%error, event = event.kind(), "an event of this node is not in the log");
+                        continue;
+                    }
+                },
+                Order::Reregister(ready) => match self.reregister(&ready).await {
+                    Ok(incarnation) => Report::Registered(incarnation),
+                    Err(theirs) => Report::Superseded(theirs),
+                },
+                Order::Leave(done) => {
+                    if let Some(incarnation) = self.incarnation
+                        && let Err(error) = self.append_surely(&NodeLeft { incarnation }.into()).await
+                    {
+                        tracing::warn!(%error, "that this node leaves is not in the log; it will be found lost");
+                    }
+                    let _ = done.send(());
+                    return;
+                }
+            };
+            if reports.send(report).await.is_err() {
+                return;
+            }
+        }
+    }
+
+    /// Registers again, however long the journal is away; an error is the incarnation of another process.
+    async fn reregister(&mut self, ready: &[(WorkerIndex, u64)]) -> Result<Incarnation, Incarnation> {
+        loop {
+            match self.register(self.address.clone(), self.workers, ready).await {
+                Ok(incarnation) => return Ok(incarnation),
+                Err(EaError::Superseded { theirs, .. }) => return Err(theirs),
+                Err(error) => {
+                    tracing::warn!(%error, "registering again failed; trying on");
+                    tokio::time::sleep(RETRY_EVERY).await;
+                }
+            }
+        }
+    }
+
+    /// Appends, however long the journal is away.
+    async fn append_surely(&mut self, event: &Event) -> Result<(), EaError> {
+        let ours = self.incarnation.expect("the registrar runs once the node is registered");
+        let mut conflicts = 0;
+        loop {
+            match self.append_once(ours, std::slice::from_ref(event)).await {
+                Ok(()) => return Ok(()),
+                Err(AppendError::Conflict { .. }) if conflicts < CONFLICT_TRIES => {
+                    conflicts += 1;
+                    if let Err(error) = self.catch_up().await {
+                        tracing::warn!(%error, "the node's own stream cannot be read; trying on");
+                        tokio::time::sleep(RETRY_EVERY).await;
+                    }
+                    if self.state.incarnation > ours {
+                        let theirs = self.state.incarnation;
+                        return Err(EaError::Superseded { id: self.id.clone(), ours, theirs });
+                    }
+                }
+                Err(AppendError::Unavailable { reason }) => {
+                    tracing::warn!(reason, event = event.kind(), "the journal takes nothing; trying on");
+                    tokio::time::sleep(RETRY_EVERY).await;
+                }
+                // It may be stored after all, and must not be stored twice: look first.
+                Err(AppendError::Unknown { .. }) => {
+                    let is_it = |commit: &Arc<Commit>| {
+                        commit.writer.incarnation == ours && commit.events.contains(&event.encode())
+                    };
+                    match self.catch_up().await {
+                        Ok(commits) if commits.iter().any(is_it) => return Ok(()),
+                        _ => tokio::time::sleep(RETRY_EVERY).await,
+                    }
+                }
+                Err(source) => return Err(EaError::Append { id: self.id.clone(), source }),
+            }
+        }
+    }
+
+    async fn append_once(&mut self, incarnation: Incarnation, events: &[Event]) -> Result<(), AppendError> {
+        let writer = Writer { node: self.stream.clone(), incarnation };
+        let log = Log::new(self.journal.clone(), self.env.clone(), writer);
+        let draft = Draft { cause: Cause::of("timer"), ..Draft::default() };
+        let commit = log.append(self.stream.clone(), self.state.head, draft, events).await?;
+        self.fold(&commit);
+        Ok(())
+    }
+
+    /// Reads what others appended.
+    async fn catch_up(&mut self) -> Result<Vec<Arc<Commit>>, ReadError> {
+        let from = self.state.head.map_or(Version(1), |h| h.version.next());
+        let commits = read_all(self.journal.as_ref(), &self.stream, from).await?;
+        commits.iter().for_each(|commit| self.fold(commit));
+        Ok(commits)
+    }
+
+    fn fold(&mut self, commit: &Commit) {
+        for event in commit.events.iter().filter_map(|raw| Event::decode(raw).ok()) {
+            let (worker, generation) = match event {
+                Event::WorkerStarted(e) => (e.worker, e.generation),
+                Event::WorkerDied(e) => (e.worker, e.generation),
+                _ => continue,
+            };
+            let highest = self.generations.entry(worker).or_default();
+            *highest = generation.max(*highest);
+        }
+        if let Err(error) = self.state.apply_commit(commit) {
+            tracing::error!(stream = %self.stream, %error, "a commit of the node's own stream was not folded");
+        }
+    }
+
+    fn gave_up(&self) -> AppendError {
+        AppendError::Conflict {
+            stream: self.stream.clone(),
+            version: self.state.head.map_or(Version(1), |h| h.version.next()),
+            head: self.state.head,
+        }
+    }
+}
