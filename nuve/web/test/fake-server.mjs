@@ -67,7 +67,7 @@ export class FakeServer {
     this.ws = new WebSocketServer({ noServer: true, handleProtocols: (protocols) => (protocols.has('protoo') ? 'protoo' : false) });
     this.http.on('upgrade', (request, socket, head) => {
       if (this.refuseResumes && request.url.includes('resume=1')) return socket.end('HTTP/1.1 503 Service Unavailable\r\nRetry-After: 1\r\nConnection: close\r\n\r\n');
-      this.ws.handleUpgrade(request, socket, head, (ws) => this.#socket(ws));
+      this.ws.handleUpgrade(request, socket, head, (ws) => this.#socket(ws, new URL(request.url, this.url).searchParams.get('token')));
     });
   }
 
@@ -130,6 +130,7 @@ export class FakeServer {
 
   leave(client, reason = 'left') {
     this.forget(client);
+    this.gone(client);
     for (const other of client.room.clients.values()) {
       for (const [consumerId, consumer] of other.consumers) {
         if (consumer.peerId !== client.id) continue;
@@ -183,11 +184,16 @@ export class FakeServer {
     }
   }
 
-  #socket(ws) {
+  #socket(ws, tokenInUrl) {
     let client;
     ws.on('message', (raw) => {
       const message = JSON.parse(String(raw));
-      if (message.response) return void client?.unanswered.delete(message.id);
+      if (message.response) {
+        const asked = client?.unanswered.get(message.id);
+        client?.unanswered.delete(message.id);
+        if (asked && message.ok) this.accepted(client, asked);
+        return;
+      }
       if (!message.request) return;
       const answer = (data) => ws.send(JSON.stringify({ response: true, id: message.id, ok: true, data }));
       const refuse = (errorCode, errorReason) => ws.send(JSON.stringify({ response: true, id: message.id, ok: false, errorCode, errorReason }));
@@ -195,15 +201,22 @@ export class FakeServer {
         client = this.#open(ws, message, answer, refuse);
         return;
       }
+      // A plain protoo client has its token in the address and never speaks of it.
+      if (!client && tokenInUrl) client = this.#open(ws, { method: 'token', data: { token: tokenInUrl } }, () => {}, refuse);
       if (!client || client.ws !== ws) return;
       const repeated = client.answers.has(message.id);
       this.requests.push({ client: client.id, ...message, repeated });
       const refused = this.refusing(client, message.method);
       if (refused) return refuse(refused.code, refused.reason);
-      if (!repeated) client.answers.set(message.id, this.#serve(client, message.method, message.data ?? {}));
-      if (!this.answering(client, message.method)) return;
-      answer(client.answers.get(message.id));
-      if (!repeated) this.#afterwards(client, message.method, message.data ?? {});
+      if (!repeated) client.answers.set(message.id, this.serve(client, message.method, message.data ?? {}));
+      const result = client.answers.get(message.id);
+      const finish = (data) => {
+        if (this.answering(client, message.method) && ws.readyState === 1) answer(data);
+        if (!repeated) this.#afterwards(client, message.method, message.data ?? {}, data);
+      };
+      // At once where it can be, so that what follows keeps its place.
+      if (result instanceof Promise) result.then(finish, (error) => refuse(error.code ?? 2000, error.message));
+      else finish(result);
     });
     ws.on('close', (code) => {
       if (!client || client.ws !== ws) return;
@@ -217,6 +230,13 @@ export class FakeServer {
       const admission = this.tokens.get(data.token);
       if (!admission) return void ws.close(4000, 'bad token');
       const { room, clientId, user } = admission;
+      // The same token attaches the same client again, which starts over.
+      const before = this.clients.get(clientId);
+      if (before) {
+        before.ws?.close(4000, 'replaced');
+        before.ws = undefined;
+        this.leave(before);
+      }
       const client = { id: clientId, user, room, ws, resumeKey: id('key'), displayName: undefined, producers: new Map(), consumers: new Map(), history: [], unanswered: new Map(), answers: new Map(), admittedAt: room.v };
       this.clients.set(clientId, client);
       room.clients.set(clientId, client);
@@ -240,7 +260,8 @@ export class FakeServer {
     return [...client.room.clients.values()].filter((other) => other !== client && other.joined).map(({ id, displayName }) => ({ id, displayName, device: {} }));
   }
 
-  #serve(client, method, data) {
+  /** Answers a request; with media behind it, overridden, and then may take its time. */
+  serve(client, method, data) {
     switch (method) {
       case 'getRouterRtpCapabilities':
         return ROUTER_CAPABILITIES;
@@ -265,7 +286,7 @@ export class FakeServer {
     }
   }
 
-  #afterwards(client, method, data) {
+  #afterwards(client, method, data, answer) {
     const others = [...client.room.clients.values()].filter((other) => other !== client && other.joined);
     if (method === 'join') {
       for (const other of others) {
@@ -275,7 +296,7 @@ export class FakeServer {
     } else if (method === 'createWebRtcTransport' && data.consuming && client.joined) {
       for (const other of others) for (const producer of other.producers.values()) this.#consume(client, other, producer);
     } else if (method === 'produce') {
-      const producer = [...client.producers.values()].at(-1);
+      const producer = client.producers.get(answer.id);
       for (const other of others) if (other.recv) this.#consume(other, client, producer);
     } else if (method === 'pauseProducer' || method === 'resumeProducer') {
       const producer = client.producers.get(data.producerId);
@@ -297,11 +318,26 @@ export class FakeServer {
   }
 
   #consume(client, owner, producer) {
-    const n = ++this.#n;
     const consumer = { id: id('k'), peerId: owner.id, producerId: producer.id };
-    client.consumers.set(consumer.id, consumer);
-    this.ask(client, 'newConsumer', { ...consumer, kind: producer.kind, rtpParameters: consumerParameters(producer.kind, n), type: 'simple', appData: producer.appData, producerPaused: producer.paused });
+    const offer = ({ rtpParameters, type }) => {
+      client.consumers.set(consumer.id, consumer);
+      this.ask(client, 'newConsumer', { ...consumer, kind: producer.kind, rtpParameters, type, appData: producer.appData, producerPaused: producer.paused });
+    };
+    const made = this.makeConsumer(client, consumer, producer);
+    if (made instanceof Promise) made.then(offer, (error) => console.error('no consumer:', error.message));
+    else offer(made);
   }
+
+  /** What a consumer will be sent; overridden with media behind it. */
+  makeConsumer(client, consumer, producer) {
+    return { rtpParameters: consumerParameters(producer.kind, ++this.#n), type: 'simple' };
+  }
+
+  /** The client has accepted what it was asked. */
+  accepted() {}
+
+  /** A client has gone. */
+  gone() {}
 }
 
 if (process.argv[1] === new URL(import.meta.url).pathname) {

@@ -92,13 +92,11 @@ export async function assertAllDecode(pages, others = pages.length - 1) {
   });
 }
 
-/** From the answer to `join` to the first decoded frame of each video that was there then or came within 100 ms, ms. */
+/** From being joined to the first decoded frame of each person who was there before, ms; and from the wish to join. */
 export const firstFrames = (page) =>
   page.evaluate(() => {
-    const { joined, offered, firstFrame } = globalThis.__roomlog.marks;
-    return Object.keys(firstFrame)
-      .filter((id) => offered[id] - joined < 100)
-      .map((id) => firstFrame[id] - joined);
+    const { started, joined, present, firstFrame } = globalThis.__roomlog.marks;
+    return present.map((peer) => ({ afterJoined: Math.round(firstFrame[peer] - joined), afterClick: Math.round(firstFrame[peer] - started) }));
   });
 
 /** Watches all videos of a page; the answer is the longest time, ms, in which one of them decoded nothing. */

@@ -28,8 +28,8 @@ export class RoomProbe {
   client: RoomClient | undefined;
   joined = false;
   leftByUser = false;
-  /** `performance.now()` of: the wish to join, being joined, each remote offered and its first decoded frame. */
-  marks = { started: 0, joined: 0, offered: {} as Record<string, number>, firstFrame: {} as Record<string, number> };
+  /** `performance.now()` of: the wish to join, being joined, and the first decoded frame of each peer; and who was there before us. */
+  marks = freshMarks();
   /** Everything that happened, newest last. */
   readonly log: { at: number; event: string; data?: unknown }[] = [];
 
@@ -37,12 +37,13 @@ export class RoomProbe {
     this.client = client;
     this.joined = false;
     this.leftByUser = false;
-    this.marks = { started: performance.now(), joined: 0, offered: {}, firstFrame: {} };
+    this.marks = { ...freshMarks(), started: performance.now() };
     client.on('status', (status) => {
       this.#note('status', status);
       if (status !== 'joined' || this.joined) return;
       this.joined = true;
       this.marks.joined = performance.now();
+      this.marks.present = [...client.peers.keys()];
     });
     client.on('closed', (reason) => {
       this.leftByUser = reason.kind === 'left';
@@ -56,7 +57,6 @@ export class RoomProbe {
     client.on('remoteRemoved', ({ id }, why) => this.#note('remoteRemoved', { id, why }));
     client.on('remoteAdded', (remote) => {
       this.#note('remoteAdded', { id: remote.id, peerId: remote.peerId, kind: remote.kind });
-      this.marks.offered[remote.id] = performance.now();
       if (remote.kind === 'video') void this.#awaitFrame(remote);
     });
   }
@@ -79,7 +79,7 @@ export class RoomProbe {
     const until = performance.now() + LOOK_FOR;
     while (performance.now() < until && !remote.consumer.closed) {
       if ((await inbound(remote)).framesDecoded > 0) {
-        this.marks.firstFrame[remote.id] = performance.now();
+        this.marks.firstFrame[remote.peerId] ??= performance.now();
         return this.#note('firstFrame', { id: remote.id });
       }
       await new Promise((resolve) => setTimeout(resolve, LOOK));
@@ -91,6 +91,8 @@ export class RoomProbe {
     if (this.log.length > 2_000) this.log.shift();
   }
 }
+
+const freshMarks = () => ({ started: 0, joined: 0, present: [] as string[], firstFrame: {} as Record<string, number> });
 
 async function inbound(remote: Remote): Promise<InboundStats> {
   const result: InboundStats = {
