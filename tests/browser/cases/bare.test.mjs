@@ -21,19 +21,21 @@ const bare = async (room, name) => {
   const page = await openPage(browser);
   page.who = name;
   await page.goto(`${server.url}/bare.html?room=${room}&name=${name}&video=${VIDEO}`);
-  await page.waitForFunction(() => ['joined', 'failed'].includes(globalThis.__bare?.state), undefined, { timeout: 10_000 });
+  await until(page, 'being in the room, or not', () => ['joined', 'failed'].includes(globalThis.__bare?.state), 10_000);
   assert.equal(await page.evaluate(() => globalThis.__bare.error), '');
   return page;
 };
 const flows = async (page, count) => {
   const sample = () => page.evaluate(() => globalThis.__bare.stats());
-  await page.waitForFunction(
+  await until(
+    page,
+    `${count} seen and heard`,
     async (wanted) => {
       const all = await globalThis.__bare.stats();
       return all.filter((one) => one.kind === 'video' && one.framesDecoded > 0).length === wanted && all.filter((one) => one.kind === 'audio' && one.totalAudioEnergy > 0).length === wanted;
     },
+    10_000,
     count,
-    { timeout: 10_000 },
   );
   const before = await sample();
   await pause(2_000);
@@ -60,7 +62,7 @@ test('a bare client whose socket broke starts over on the same address, once', {
   const [ann, bob] = [await bare('again', 'Ann'), await bare('again', 'Bob')];
   await Promise.all([ann, bob].map((page) => flows(page, 1)));
   await ann.evaluate(() => globalThis.__bare.breakSocket());
-  await ann.waitForFunction(() => globalThis.__bare.joins === 2 && globalThis.__bare.state === 'joined', undefined, { timeout: 10_000 });
+  await until(ann, 'being in again', () => globalThis.__bare.joins === 2 && globalThis.__bare.state === 'joined', 10_000);
   await Promise.all([ann, bob].map((page) => flows(page, 1)));
   assert.equal(await bob.evaluate(() => globalThis.__bare.peers.size), 1, 'Ann is there once');
   await Promise.all([ann, bob].map((page) => page.context().close()));

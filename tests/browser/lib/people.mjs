@@ -45,18 +45,21 @@ export async function join(browser, server, room, name, { more = '', phone = fal
   return page;
 }
 
-/** Waits until `condition`, run in the page, is true. */
+/**
+ * Waits until `condition`, run in the page, is true. (Playwright's `waitForFunction` takes a promise for true, so a condition that
+ * must look at statistics would be met at once.)
+ */
 export async function until(page, what, condition, ms = 5_000, argument = undefined) {
-  try {
-    await page.waitForFunction(condition, argument, { timeout: ms, polling: 25 });
-  } catch (error) {
-    if (!/Timeout/.test(error.message)) throw error;
-    const seen = await page.evaluate(async () => {
-      const probe = globalThis.__roomlog;
-      return probe ? { status: probe.client?.status, peers: probe.peers, stats: await probe.stats(), log: probe.log.slice(-25) } : 'no probe';
-    });
-    throw new Error(`${page.who ?? 'the page'}: not within ${ms} ms: ${what}\n${JSON.stringify(seen, null, 1)}\n${page.problems.join('\n')}`);
+  const end = Date.now() + ms;
+  while (Date.now() < end) {
+    if (await page.evaluate(condition, argument)) return;
+    await pause(20);
   }
+  const seen = await page.evaluate(async () => {
+    const probe = globalThis.__roomlog;
+    return probe ? { status: probe.client?.status, peers: probe.peers, stats: await probe.stats(), log: probe.log.slice(-25) } : 'no probe';
+  });
+  throw new Error(`${page.who ?? 'the page'}: not within ${ms} ms: ${what}\n${JSON.stringify(seen, null, 1)}\n${page.problems.join('\n')}`);
 }
 
 export const stats = (page) => page.evaluate(() => globalThis.__roomlog.stats());
