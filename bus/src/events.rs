@@ -16,6 +16,9 @@ use crate::{
     time::Timestamp,
 };
 
+/// Number of the catalogue as a whole: goes up whenever a type, a field or a schema is added, so that two builds can be compared.
+pub const LOG_SCHEMA: u32 = 1;
+
 /// How a room's EAs are chosen.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub enum EaPolicy {

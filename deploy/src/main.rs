@@ -1,2 +1,91 @@
-//! placeholder
-fn main() {}
+//! `roomlog`: one binary, a subcommand per role.
+
+mod identity;
+mod replay;
+mod settings;
+mod up;
+
+use std::{path::PathBuf, process::ExitCode};
+
+use clap::{Parser, Subcommand};
+use roomlog_bus::events::LOG_SCHEMA;
+use tracing_subscriber::EnvFilter;
+
+use crate::settings::Settings;
+
+/// Version of the signalling protocol that clients speak: goes up when an old client would no longer work.
+const PROTOCOL_VERSION: u32 = 1;
+
+fn long_version() -> &'static str {
+    let text = format!(
+        "{}\nprotocol {PROTOCOL_VERSION} (protoo signalling)\nlog schema {LOG_SCHEMA} ({} event types)",
+        env!("CARGO_PKG_VERSION"),
+        roomlog_bus::events::Event::CATALOGUE.len(),
+    );
+    Box::leak(text.into_boxed_str())
+}
+
+/// A control plane and SFU for clusters of WebRTC media nodes, in which every step is in a log.
+#[derive(Parser)]
+#[command(version, long_version = long_version())]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Run all roles in one process, with the log and the bus built in.
+    Up {
+        /// A TOML file with settings: the names of the flags as keys. Environment and flags win over it.
+        #[arg(long, env = "ROOMLOG_CONFIG", value_name = "FILE")]
+        config: Option<PathBuf>,
+        #[command(flatten)]
+        settings: Box<Settings>,
+    },
+    /// Move packets. Started by an EA, which speaks with it over standard input and output.
+    #[command(hide = true)]
+    SfuWorker,
+    /// Read a log: rooms, the timeline of one, its state at any point, and whether all is well.
+    Replay(replay::ReplayArgs),
+}
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    let result = match cli.command {
+        Command::Up { config, settings } => run_up(config, *settings),
+        Command::SfuWorker => {
+            log_to_stderr(std::env::var("ROOMLOG_LOG").ok().as_deref());
+            roomlog_sfu::run_worker().map(|()| ExitCode::SUCCESS).map_err(Into::into)
+        }
+        Command::Replay(args) => {
+            log_to_stderr(Some("warn"));
+            replay::run(args)
+        }
+    };
+    result.unwrap_or_else(|error| {
+        eprintln!("roomlog: {error:#}");
+        ExitCode::from(2)
+    })
+}
+
+fn run_up(config: Option<PathBuf>, settings: Settings) -> anyhow::Result<ExitCode> {
+    let settings = settings.over_file(config.as_deref())?;
+    log_to_stderr(settings.log.as_deref());
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    runtime.block_on(up::run(settings))?;
+    // Blocking reads of the log that nobody waits for any more must not hold up the end.
+    runtime.shutdown_background();
+    Ok(ExitCode::SUCCESS)
+}
+
+/// rtc_dtls warns of every extension of a ClientHello that it does not know, and browsers send several.
+const DEFAULT_LOG: &str = "info,rtc_dtls=error";
+
+fn log_to_stderr(filter: Option<&str>) {
+    let filter = EnvFilter::try_new(filter.unwrap_or(DEFAULT_LOG)).unwrap_or_else(|error| {
+        eprintln!("roomlog: the log filter does not read ({error}); using {DEFAULT_LOG}");
+        EnvFilter::new(DEFAULT_LOG)
+    });
+    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
+}

@@ -19,7 +19,7 @@ export const skip = bin ? false : 'set ROOMLOG_BIN to a built roomlog binary';
 
 export async function startServer(...args) {
   const data = await mkdtemp(join(tmpdir(), 'roomlog-browser-'));
-  const child = spawn(bin, ['up', '--data', data, '--http', '127.0.0.1:0', ...extra, ...args], { stdio: ['ignore', 'pipe', 'pipe'] });
+  const child = spawn(bin, ['up', '--data', data, '--listen', '127.0.0.1:0', ...extra, ...args], { stdio: ['ignore', 'pipe', 'pipe'] });
   const lines = [];
   const url = await new Promise((resolve, reject) => {
     const fail = (why) => reject(new Error(`roomlog up: ${why}\n${lines.slice(-40).join('')}`));

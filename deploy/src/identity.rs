@@ -1,0 +1,104 @@
+//! What a data folder is: the ids of the nodes that live on it, and the certificate it shows with `--lan`. Made once, then kept.
+
+use std::{
+    fs,
+    io::Write,
+    net::IpAddr,
+    path::{Path, PathBuf},
+};
+
+use anyhow::Context;
+use roomlog_bus::{
+    env::Env,
+    ids::{EaId, EcId, NuveId},
+};
+use serde::{Deserialize, Serialize};
+
+/// Ids of the nodes of one data folder.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NodeIds {
+    /// EC.
+    pub ec: EcId,
+    /// EA.
+    pub ea: EaId,
+    /// NUVE.
+    pub nuve: NuveId,
+}
+
+impl NodeIds {
+    /// The ids kept in `data`, made now if there are none.
+    pub fn load_or_make(data: &Path, env: &Env) -> anyhow::Result<Self> {
+        let path = data.join("nodes.toml");
+        match fs::read_to_string(&path) {
+            Ok(text) => toml::from_str(&text).with_context(|| format!("{} does not read", path.display())),
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+                let ids = env.draw(|rng| Self {
+                    ec: EcId::random(rng),
+                    ea: EaId::random(rng),
+                    nuve: NuveId::random(rng),
+                });
+                let text = toml::to_string(&ids).context("node ids are plain text")?;
+                write_whole(&path, text.as_bytes())?;
+                Ok(ids)
+            }
+            Err(error) => Err(error).with_context(|| format!("cannot read {}", path.display())),
+        }
+    }
+}
+
+/// A certificate and its private key, PEM files.
+#[derive(Debug, Clone)]
+pub struct Certificate {
+    /// Certificate.
+    pub certificate: PathBuf,
+    /// Private key.
+    pub key: PathBuf,
+}
+
+impl Certificate {
+    /// The self-signed certificate kept in `data` for `address`, made now if there is none. One per address: a browser that was told
+    /// to trust it once goes on trusting it.
+    pub fn load_or_make(data: &Path, address: IpAddr) -> anyhow::Result<Self> {
+        let name = address.to_string().replace([':', '.'], "-");
+        let paths = Self {
+            certificate: data.join(format!("lan-{name}.crt")),
+            key: data.join(format!("lan-{name}.key")),
+        };
+        if paths.certificate.exists() && paths.key.exists() {
+            return Ok(paths);
+        }
+        let names = vec![address.to_string(), "localhost".to_owned(), "127.0.0.1".to_owned()];
+        let made = rcgen::generate_simple_self_signed(names).context("cannot make a certificate")?;
+        write_whole(&paths.key, made.signing_key.serialize_pem().as_bytes())?;
+        write_whole(&paths.certificate, made.cert.pem().as_bytes())?;
+        Ok(paths)
+    }
+}
+
+/// Writes a file so that it is there whole or not at all, readable by its owner only.
+fn write_whole(path: &Path, bytes: &[u8]) -> anyhow::Result<()> {
+    use std::os::unix::fs::OpenOptionsExt;
+    let write = || -> std::io::Result<()> {
+        let next = path.with_extension("new");
+        let mut file =
+            fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&next)?;
+        file.write_all(bytes)?;
+        file.sync_all()?;
+        fs::rename(&next, path)?;
+        fs::File::open(path.parent().unwrap_or(Path::new(".")))?.sync_all()
+    };
+    write().with_context(|| format!("cannot write {}", path.display()))
+}
+
+/// The first private address of this machine's interfaces, else the first that is not loopback.
+pub fn lan_address() -> Option<IpAddr> {
+    let mut addresses: Vec<IpAddr> = if_addrs::get_if_addrs()
+        .ok()?
+        .into_iter()
+        .filter(|i| !i.is_loopback())
+        .map(|i| i.ip())
+        .filter(IpAddr::is_ipv4)
+        .collect();
+    addresses.sort_by_key(|ip| !matches!(ip, IpAddr::V4(v4) if v4.is_private()));
+    addresses.into_iter().next()
+}

@@ -1,0 +1,155 @@
+//! The settings of `roomlog up`, from three places of rising strength: a TOML file, the environment, flags.
+//!
+//! Every field is one setting; its doc comment is its reference, shown by `roomlog up --help` and kept in `docs/settings.md`.
+
+use std::{
+    net::{IpAddr, SocketAddr},
+    path::{Path, PathBuf},
+};
+
+use anyhow::Context;
+use clap::Args;
+use serde::Deserialize;
+
+/// Where `up` keeps everything, unless told otherwise: beside where it is started, so that two trials do not meet.
+pub const DEFAULT_DATA: &str = ".data";
+/// Loopback, because a browser gives a camera to `localhost` without TLS; the port is free of well-known neighbours.
+pub const DEFAULT_LISTEN: &str = "127.0.0.1:7880";
+/// With `--lan`: every address of the machine.
+pub const DEFAULT_LISTEN_LAN: &str = "0.0.0.0:7880";
+
+/// Settings of `roomlog up`, none of which is required.
+#[derive(Debug, Clone, Default, PartialEq, Args, Deserialize)]
+#[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
+pub struct Settings {
+    /// Folder of the log, keys and ids. [default: .data, beside where it is started, so that two trials do not meet]
+    #[arg(long, env = "ROOMLOG_DATA", value_name = "DIR")]
+    pub data: Option<PathBuf>,
+    /// Address of HTTP and signalling; port 0 takes a free one. [default: 127.0.0.1:7880; a browser gives a camera to localhost
+    /// without TLS. With --lan 0.0.0.0:7880]
+    #[arg(long, env = "ROOMLOG_LISTEN", value_name = "ADDR")]
+    pub listen: Option<SocketAddr>,
+    /// Serve other machines of the local network: TLS with a certificate made at first start (browsers give a camera only to HTTPS
+    /// there), listening on all addresses and announcing this machine's.
+    #[arg(long, env = "ROOMLOG_LAN", num_args = 0..=1, default_missing_value = "true")]
+    pub lan: Option<bool>,
+    /// The address of this machine that other machines reach. [default with --lan: the first private one found]
+    #[arg(long, env = "ROOMLOG_LAN_ADDRESS", value_name = "IP")]
+    pub lan_address: Option<IpAddr>,
+    /// Base URL under which clients reach this node through a proxy or a name. [default: the address each request was sent to]
+    #[arg(long, env = "ROOMLOG_PUBLIC_URL", value_name = "URL")]
+    pub public_url: Option<String>,
+    /// SFU worker processes. [default: one per core, since a worker is single-threaded and never waits]
+    #[arg(long, env = "ROOMLOG_WORKERS", value_name = "N")]
+    pub workers: Option<usize>,
+    /// IP the workers' media sockets bind. [default: that of --listen]
+    #[arg(long, env = "ROOMLOG_MEDIA_IP", value_name = "IP")]
+    pub media_ip: Option<IpAddr>,
+    /// Addresses put into ICE candidates, for a machine behind NAT; several separated by commas. [default: the media IP]
+    #[arg(long, env = "ROOMLOG_ANNOUNCE", value_name = "IP", value_delimiter = ',')]
+    pub announce: Option<Vec<IpAddr>>,
+    /// UDP port of the first worker, each further one the next; to be opened in a firewall. [default: free ports]
+    #[arg(long, env = "ROOMLOG_MEDIA_PORT", value_name = "PORT")]
+    pub media_port: Option<u16>,
+    /// How long a client may stay away after its socket broke, milliseconds. [default: 30000, a lift or a change of network]
+    #[arg(long, env = "ROOMLOG_RESUME_MS", value_name = "MS")]
+    pub resume_ms: Option<u64>,
+    /// Most clients in one room. [default: 500, what one worker carries as consumers of one producer]
+    #[arg(long, env = "ROOMLOG_MAX_CLIENTS", value_name = "N")]
+    pub max_clients: Option<usize>,
+    /// Life of a token, seconds. [default: 60; it is fetched right before use, and a leaked one is soon worthless]
+    #[arg(long, env = "ROOMLOG_TOKEN_TTL_S", value_name = "S")]
+    pub token_ttl_s: Option<u64>,
+    /// Token requests per second from one IP address. [default: 10, an office behind one address]
+    #[arg(long, env = "ROOMLOG_IP_PER_S", value_name = "N")]
+    pub ip_per_s: Option<u32>,
+    /// API requests per second, all callers together. [default: 1000, the specification's figure]
+    #[arg(long, env = "ROOMLOG_API_PER_S", value_name = "N")]
+    pub api_per_s: Option<u32>,
+    /// Key of the service administration. [default: made at first start and kept in the data folder]
+    #[arg(long, env = "ROOMLOG_ADMIN_KEY", value_name = "KEY", hide_env_values = true)]
+    pub admin_key: Option<String>,
+    /// Whether the demo service exists, with which the page works at once. [default: true; say false on a machine strangers reach]
+    #[arg(long, env = "ROOMLOG_DEMO", num_args = 0..=1, default_missing_value = "true", value_name = "BOOL")]
+    pub demo: Option<bool>,
+    /// What is logged to standard error, as `tracing` filters. [default: info, without DTLS' remarks on each browser]
+    #[arg(long, env = "ROOMLOG_LOG", value_name = "FILTER")]
+    pub log: Option<String>,
+}
+
+impl Settings {
+    /// These settings over those of `file`, if one is given.
+    pub fn over_file(self, file: Option<&Path>) -> anyhow::Result<Self> {
+        let Some(path) = file else { return Ok(self) };
+        let text = std::fs::read_to_string(path)
+            .with_context(|| format!("cannot read the settings file {}", path.display()))?;
+        let base: Self = toml::from_str(&text)
+            .with_context(|| format!("the settings file {} does not read", path.display()))?;
+        Ok(self.over(base))
+    }
+
+    /// Each setting from `self` where it is there, else from `base`.
+    fn over(self, base: Self) -> Self {
+        Self {
+            data: self.data.or(base.data),
+            listen: self.listen.or(base.listen),
+            lan: self.lan.or(base.lan),
+            lan_address: self.lan_address.or(base.lan_address),
+            public_url: self.public_url.or(base.public_url),
+            workers: self.workers.or(base.workers),
+            media_ip: self.media_ip.or(base.media_ip),
+            announce: self.announce.or(base.announce),
+            media_port: self.media_port.or(base.media_port),
+            resume_ms: self.resume_ms.or(base.resume_ms),
+            max_clients: self.max_clients.or(base.max_clients),
+            token_ttl_s: self.token_ttl_s.or(base.token_ttl_s),
+            ip_per_s: self.ip_per_s.or(base.ip_per_s),
+            api_per_s: self.api_per_s.or(base.api_per_s),
+            admin_key: self.admin_key.or(base.admin_key),
+            demo: self.demo.or(base.demo),
+            log: self.log.or(base.log),
+        }
+    }
+
+    /// The data folder.
+    pub fn data(&self) -> PathBuf {
+        self.data.clone().unwrap_or_else(|| DEFAULT_DATA.into())
+    }
+
+    /// Whether other machines are served.
+    pub fn lan(&self) -> bool {
+        self.lan.unwrap_or(false)
+    }
+
+    /// The address of HTTP and signalling.
+    pub fn listen(&self) -> SocketAddr {
+        let default = if self.lan() { DEFAULT_LISTEN_LAN } else { DEFAULT_LISTEN };
+        self.listen.unwrap_or_else(|| default.parse().expect("the defaults are addresses"))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::Parser;
+
+    #[derive(Parser)]
+    struct Command {
+        #[command(flatten)]
+        settings: Settings,
+    }
+
+    #[test]
+    fn flags_win_over_the_file_and_unknown_keys_are_named() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("roomlog.toml");
+        std::fs::write(&file, "listen = \"127.0.0.1:1\"\nworkers = 3\n").unwrap();
+        let flags = Command::parse_from(["up", "--listen", "127.0.0.1:2"]).settings;
+        let settings = flags.over_file(Some(&file)).unwrap();
+        assert_eq!((settings.listen().port(), settings.workers), (2, Some(3)));
+
+        std::fs::write(&file, "wrokers = 3\n").unwrap();
+        let error = format!("{:#}", Settings::default().over_file(Some(&file)).unwrap_err());
+        assert!(error.contains("wrokers") && error.contains("workers"), "{error}");
+    }
+}
