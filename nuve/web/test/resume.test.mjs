@@ -48,6 +48,11 @@ test('what happened meanwhile is handed over once and in order', async (t) => {
   const told = ann.seen.map(([event, subject]) => `${event} ${subject?.displayName ?? subject?.source ?? subject}`);
   assert.deepEqual(told, ['remoteChanged mic', 'peerJoined Carol', 'peerLeft Carol', 'remoteChanged mic', 'remoteChanged mic', 'status joined']);
   assert.equal([...ann.client.remotes.values()].find((remote) => remote.kind === 'audio').paused, true);
+  // A second break tells nothing of it again.
+  ann.seen.length = 0;
+  server.cut(atServer('Ann'));
+  await until('it is back again', () => ann.seen.some(([event, status]) => event === 'status' && status === 'joined'));
+  assert.deepEqual(ann.seen, [['status', 'reconnecting'], ['status', 'joined']]);
 });
 
 test('a consumer offered while away is accepted after the resume', async (t) => {
@@ -67,8 +72,11 @@ test('an offer repeated because the answer was lost makes no second consumer', a
   const client = atServer('Ann');
   const [id, consumer] = [...client.consumers][0];
   const added = ann.named('remoteAdded').length;
+  const accepted = [];
+  server.accepted = (_, message) => accepted.push(message.data.id);
   server.ask(client, 'newConsumer', { ...consumer, id, kind: 'audio', rtpParameters: {}, appData: {} });
   await until('answered', () => client.unanswered.size === 0);
+  assert.deepEqual(accepted, [id]);
   assert.equal(ann.named('remoteAdded').length, added);
   assert.equal(ann.client.remotes.size, 2);
 });
