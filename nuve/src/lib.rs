@@ -1,1 +1,264 @@
-//! placeholder
+//! NUVE: the HTTP front. Services, rooms, tokens and users over HTTP; gives each room an EC; the first rate limit; the web pages.
+//!
+//! Any number of NUVE nodes serve one cluster, all equal, with nothing between them but the log: what two of them might decide
+//! differently is decided by an append with an expected version. [`start`] registers the node; [`Nuve::router`] is its whole HTTP
+//! interface, to be served wherever the process binds.
+
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
+
+use axum::Router;
+use roomlog_bus::{
+    bus::{Bus, Disconnected, Headers, Message},
+    commit::{Cause, Payload, StreamId, StreamKind, Writer},
+    env::Env,
+    events::{Event, NodeLeft, NodeRegistered},
+    ids::{Incarnation, Version},
+    journal::{AppendError, Journal, ReadError, read_all},
+    log::{Draft, Log},
+    rpc::Heartbeat,
+    subject::Subject,
+    token::SigningKey,
+};
+use roomlog_projections::{directory::LiveDirectory, node::NodeState, room::FoldError};
+use tokio::{
+    sync::{Mutex, Semaphore, watch},
+    task::JoinHandle,
+};
+
+pub mod app;
+pub mod credentials;
+pub mod ecs;
+pub mod http;
+pub mod limits;
+pub mod metrics;
+pub mod nodes;
+pub mod openapi;
+pub mod pages;
+pub mod placement;
+pub mod problem;
+pub mod rooms;
+pub mod services;
+pub mod settings;
+pub mod tokens;
+
+pub use settings::{EcPolicy, NuveSettings};
+
+use app::{App, AppState};
+
+/// A node says that it is there this often.
+const HEARTBEAT: Duration = Duration::from_secs(1);
+/// Addresses and services that have been quiet are forgotten this often: rarely enough to cost nothing.
+const FORGET: Duration = Duration::from_secs(30);
+/// The file in the data folder that keeps the seed of the token signing key.
+const TOKEN_KEY_FILE: &str = "token-key";
+/// The file in the data folder that keeps the admin key.
+const ADMIN_KEY_FILE: &str = "admin-key";
+
+/// Why a NUVE node does not start.
+#[derive(Debug, thiserror::Error)]
+pub enum NuveError {
+    /// A secret cannot be kept.
+    #[error(transparent)]
+    Secret(#[from] credentials::SecretFileError),
+    /// The signing key's file does not read.
+    #[error(
+        "{TOKEN_KEY_FILE} in the data folder is not 64 hex digits; remove it to have a new key made (tokens given out end)"
+    )]
+    TokenKey,
+    /// The demo service.
+    #[error(transparent)]
+    Demo(#[from] services::DemoError),
+    /// The log does not read.
+    #[error("this node's own stream cannot be read: {0}")]
+    Read(#[from] ReadError),
+    /// The log does not fold.
+    #[error("this node's own stream does not fold: {0}")]
+    Fold(#[from] FoldError),
+    /// The log does not take the registration.
+    #[error(
+        "this node cannot be registered: {0}; if another process runs under the same id, give this one its own"
+    )]
+    Register(#[from] AppendError),
+    /// The bus is away.
+    #[error("the bus cannot be listened to: {0}")]
+    Bus(#[from] Disconnected),
+}
+
+/// A running NUVE node. Dropping it does not stop its tasks; [`Nuve::stop`] does.
+pub struct Nuve {
+    app: AppState,
+    stop: watch::Sender<bool>,
+    tasks: Vec<JoinHandle<()>>,
+}
+
+/// Registers the node and starts what it does besides answering HTTP.
+pub async fn start(
+    settings: NuveSettings,
+    bus: Arc<dyn Bus>,
+    journal: Arc<dyn Journal>,
+    directory: LiveDirectory,
+    env: Env,
+) -> Result<Nuve, NuveError> {
+    let node = StreamId::from(&settings.id);
+    let signing = signing_key(&settings, &env)?;
+    let admin_key_hash = match (&settings.admin_key, &settings.data_dir) {
+        (Some(key), _) => Some(credentials::hash(key)),
+        (None, Some(folder)) => {
+            let make = || env.draw(|rng| credentials::new_admin_key(rng));
+            Some(credentials::hash(&credentials::load_or_make(folder, ADMIN_KEY_FILE, make)?))
+        }
+        (None, None) => None,
+    };
+
+    let log = register(&settings, &node, &journal, &env).await?;
+    let incarnation = log.writer().incarnation;
+    let demo = match settings.demo {
+        true => Some(services::DemoKeys::load_or_make(settings.data_dir.as_deref(), &env, &log).await?),
+        false => None,
+    };
+
+    let (stop, stopped) = watch::channel(false);
+    let registered: Vec<_> = {
+        let directory = directory.read();
+        let ecs = directory.nodes.iter().filter(|(node, _)| node.kind() == StreamKind::Ec);
+        ecs.map(|(node, state)| (node.clone(), state.incarnation)).collect()
+    };
+    let (ecs, listening) = ecs::Ecs::start(
+        &*bus,
+        registered,
+        Duration::from_millis(settings.suspect_after_ms),
+        Duration::from_millis(settings.lost_after_ms),
+        stopped.clone(),
+    )
+    .await?;
+    let own = bus.subscribe(Subject::rpc(&node).into(), None).await?;
+    let common = bus.subscribe(Subject::rpc_any(StreamKind::Nuve).into(), Some(tokens::QUEUE_GROUP)).await?;
+
+    let app = Arc::new(App {
+        limits: limits::Limits::new(&settings),
+        event_streams: Arc::new(Semaphore::new(settings.max_event_streams)),
+        settings,
+        bus,
+        journal,
+        directory,
+        env,
+        log,
+        node,
+        incarnation,
+        signing,
+        peer_keys: Mutex::new(BTreeMap::new()),
+        ecs,
+        metrics: metrics::Metrics::default(),
+        admin_key_hash,
+        demo,
+        stop: stopped.clone(),
+    });
+    let tasks = vec![
+        listening,
+        tokio::spawn(tokens::serve_keys(app.clone(), own, common, stopped.clone())),
+        tokio::spawn(tend(app.clone(), stopped)),
+    ];
+    tracing::info!(node = %app.node, incarnation = incarnation.0, kid = app.signing.kid(), "NUVE started");
+    Ok(Nuve { app, stop, tasks })
+}
+
+impl Nuve {
+    /// The whole HTTP interface. Serve it with `into_make_service_with_connect_info::<SocketAddr>()`: limits go by the peer's address.
+    pub fn router(&self) -> Router {
+        openapi::router(self.app.clone())
+    }
+
+    /// Which start of the node this is.
+    pub fn incarnation(&self) -> Incarnation {
+        self.app.incarnation
+    }
+
+    /// Ends event streams and tasks and says goodbye in the log. Requests still running are answered.
+    pub async fn stop(self) {
+        self.stop.send_replace(true);
+        for task in self.tasks {
+            let _ = task.await;
+        }
+        let app = self.app;
+        let goodbye = async {
+            let head = app.journal.head(&app.node).await.ok()?;
+            let draft = Draft { cause: Cause::of("stop"), ..Draft::default() };
+            let event = Event::from(NodeLeft { incarnation: app.incarnation });
+            app.log.append(app.node.clone(), head, draft, &[event]).await.ok()
+        };
+        if goodbye.await.is_none() {
+            tracing::warn!("the log did not take this node's goodbye: it will be counted as lost");
+        }
+    }
+}
+
+/// The key tokens are signed with.
+fn signing_key(settings: &NuveSettings, env: &Env) -> Result<SigningKey, NuveError> {
+    let make = || {
+        let mut seed = [0; 32];
+        env.draw(|rng| rng.fill_bytes(&mut seed));
+        seed.iter().map(|byte| format!("{byte:02x}")).collect::<String>()
+    };
+    let text = match &settings.data_dir {
+        Some(folder) => credentials::load_or_make(folder, TOKEN_KEY_FILE, make)?,
+        None => make(),
+    };
+    let mut seed = [0; 32];
+    if text.len() != 64 || !text.is_ascii() {
+        return Err(NuveError::TokenKey);
+    }
+    for (byte, digits) in seed.iter_mut().zip(text.as_bytes().chunks(2)) {
+        let digits = std::str::from_utf8(digits).expect("the text is ASCII");
+        *byte = u8::from_str_radix(digits, 16).map_err(|_| NuveError::TokenKey)?;
+    }
+    Ok(SigningKey::from_seed(&seed))
+}
+
+/// Appends `NodeRegistered` for the next start of this node and gives the pen it writes with.
+async fn register(
+    settings: &NuveSettings,
+    node: &StreamId,
+    journal: &Arc<dyn Journal>,
+    env: &Env,
+) -> Result<Log, NuveError> {
+    let mut state = NodeState::default();
+    for commit in read_all(&**journal, node, Version(1)).await? {
+        state.apply_commit(&commit)?;
+    }
+    let incarnation = state.incarnation.next();
+    let log = Log::new(journal.clone(), env.clone(), Writer { node: node.clone(), incarnation });
+    let event = Event::from(NodeRegistered {
+        incarnation,
+        address: settings.public_url.clone().unwrap_or_default(),
+        workers: 0,
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+    });
+    let draft = Draft { cause: Cause::of("start"), ..Draft::default() };
+    log.append(node.clone(), state.head, draft, &[event]).await?;
+    Ok(log)
+}
+
+/// What is done every second: the heartbeat; and now and then: forgetting who has been quiet.
+async fn tend(app: AppState, mut stop: watch::Receiver<bool>) {
+    let mut beats = tokio::time::interval(HEARTBEAT);
+    beats.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Skip);
+    let mut forget = tokio::time::interval(FORGET);
+    loop {
+        tokio::select! {
+            () = crate::app::stopped(&mut stop) => return,
+            _ = forget.tick() => app.limits.forget_quiet(),
+            _ = beats.tick() => {
+                let beat = Heartbeat { node: app.node.clone(), incarnation: app.incarnation, rooms: 0, clients: 0, draining: false };
+                let message = Message {
+                    subject: Subject::heartbeat(&app.node),
+                    reply: None,
+                    headers: Headers::new(),
+                    payload: Payload::encode(&beat).0,
+                };
+                if let Err(error) = app.bus.publish(message).await {
+                    tracing::debug!(%error, "no heartbeat was sent");
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,117 @@
+//! What all handlers share, and reading rooms and services: from the directory first, from the journal where that has not heard yet.
+
+use std::{collections::BTreeMap, sync::Arc};
+
+use roomlog_bus::{
+    bus::Bus,
+    commit::{Commit, StreamId},
+    env::Env,
+    events::Event,
+    ids::{Incarnation, RoomId, ServiceId, Version},
+    journal::{Journal, read_all},
+    log::Log,
+    token::{SigningKey, TokenKeys},
+};
+use roomlog_projections::{directory::LiveDirectory, room::RoomState, service::ServiceState};
+use tokio::sync::{Mutex, Semaphore, watch};
+
+use crate::{
+    ecs::Ecs, limits::Limits, metrics::Metrics, problem::Problem, services::DemoKeys, settings::NuveSettings,
+};
+
+/// What all handlers share.
+pub struct App {
+    /// Settings.
+    pub settings: NuveSettings,
+    /// The bus.
+    pub bus: Arc<dyn Bus>,
+    /// The journal.
+    pub journal: Arc<dyn Journal>,
+    /// The fold over everything.
+    pub directory: LiveDirectory,
+    /// Clock and randomness.
+    pub env: Env,
+    /// This node's pen.
+    pub log: Log,
+    /// This node.
+    pub node: StreamId,
+    /// Which start of it.
+    pub incarnation: Incarnation,
+    /// What this node signs tokens with.
+    pub signing: SigningKey,
+    /// Keys of the other NUVE nodes, by the start of the node that told them.
+    pub peer_keys: Mutex<BTreeMap<(StreamId, Incarnation), TokenKeys>>,
+    /// Which ECs live.
+    pub ecs: Arc<Ecs>,
+    /// Rate limits.
+    pub limits: Limits,
+    /// Counters.
+    pub metrics: Metrics,
+    /// SHA-256 of the admin key, hex.
+    pub admin_key_hash: Option<String>,
+    /// Keys of the demo service.
+    pub demo: Option<DemoKeys>,
+    /// One permit for each event stream that may be open.
+    pub event_streams: Arc<Semaphore>,
+    /// Becomes true when the node stops.
+    pub stop: watch::Receiver<bool>,
+}
+
+/// What handlers are given.
+pub type AppState = Arc<App>;
+
+/// Resolves once the node is told to stop, or is gone.
+pub async fn stopped(stop: &mut watch::Receiver<bool>) {
+    let _ = stop.wait_for(|stop| *stop).await;
+}
+
+/// Whether `commit` ends its room.
+fn deletes(commit: &Commit) -> bool {
+    commit.events.iter().any(|event| event.kind.as_ref() == "RoomDeleted")
+}
+
+impl App {
+    /// A room's state as the journal has it now; deleted rooms are marked so. None when there never was such a room.
+    pub async fn room_in_journal(&self, room: &RoomId) -> Result<Option<RoomState>, Problem> {
+        let stream = StreamId::from(room);
+        if self.journal.head(&stream).await?.is_none() {
+            return Ok(None);
+        }
+        let mut state = RoomState::default();
+        for commit in read_all(&*self.journal, &stream, Version(1)).await? {
+            state.apply_commit(&commit)?;
+        }
+        Ok(Some(state))
+    }
+
+    /// Whether `room`'s stream is empty (none), or has ended (true), without reading all of it.
+    pub async fn room_is_over(&self, room: &RoomId) -> Result<Option<bool>, Problem> {
+        let stream = StreamId::from(room);
+        let Some(head) = self.journal.head(&stream).await? else { return Ok(None) };
+        let last = self.journal.read(&stream, head.version, 1).await?;
+        Ok(Some(last.first().is_some_and(|commit| deletes(commit))))
+    }
+
+    /// A service, from the directory or, where that has not heard of it, from the journal.
+    pub async fn service(&self, id: &ServiceId) -> Result<Option<ServiceState>, Problem> {
+        if let Some(service) = self.directory.read().services.get(id) {
+            return Ok(Some(service.clone()));
+        }
+        let mut state = ServiceState::default();
+        for commit in read_all(&*self.journal, &id.into(), Version(1)).await? {
+            state.apply_commit(&commit)?;
+        }
+        Ok(state.head.is_some().then_some(state))
+    }
+
+    /// Whose room a stream of commits was made for, from its first commits.
+    pub fn service_of(commits: &[Arc<Commit>]) -> Option<ServiceId> {
+        commits.iter().flat_map(|commit| &commit.events).find_map(|raw| match Event::decode(raw) {
+            Ok(Event::RoomCreated(created)) => Some(created.service),
+            Ok(Event::RoomSnapshot(snapshot)) => {
+                snapshot.state.decode::<RoomState>().ok()?.info.map(|info| info.service)
+            }
+            _ => None,
+        })
+    }
+}

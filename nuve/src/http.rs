@@ -1,0 +1,356 @@
+//! What every request goes through: who asks, limits, bodies that read, CORS, the time limit and counting.
+
+use std::{
+    net::{IpAddr, SocketAddr},
+    time::{Duration, Instant},
+};
+
+use axum::{
+    Json,
+    extract::{
+        ConnectInfo, FromRequest, FromRequestParts, MatchedPath, Path, Query, Request, State,
+        rejection::{BytesRejection, FailedToBufferBody, JsonRejection},
+    },
+    http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, Uri, header, request::Parts},
+    middleware::Next,
+    response::{IntoResponse, Response},
+};
+use roomlog_bus::{
+    commit::Cause,
+    ids::{ServiceId, Version},
+};
+use serde::de::DeserializeOwned;
+
+use crate::{
+    app::{App, AppState},
+    credentials::{self, KeyKind},
+    problem::{self, Problem},
+};
+
+/// Answers to mutations carry the version they made, so that a read elsewhere can wait for it.
+pub const VERSION_HEADER: HeaderName = HeaderName::from_static("roomlog-version");
+
+/// `Roomlog-Version: <version>`.
+pub fn version_header(version: Version) -> [(HeaderName, HeaderValue); 1] {
+    [(VERSION_HEADER, HeaderValue::from(version.0))]
+}
+
+// ---- who asks --------------------------------------------------------------------------------------------------------------
+
+/// A caller with any key of a service.
+pub struct AnyKey {
+    /// Whose.
+    pub service: ServiceId,
+    /// Which key.
+    pub kind: KeyKind,
+}
+
+/// A caller with the secret key of a service.
+pub struct SecretKey(pub ServiceId);
+
+/// A caller with the admin key.
+pub struct AdminKey;
+
+/// A caller with the admin key or a secret key.
+pub struct Operator;
+
+/// The address of the one who asks; none where the server does not tell, as in tests.
+fn peer(parts: &Parts) -> Option<IpAddr> {
+    parts.extensions.get::<ConnectInfo<SocketAddr>>().map(|info| info.0.ip())
+}
+
+/// The key in `Authorization: Bearer <key>` (RFC 6750 §2.1).
+fn bearer(headers: &HeaderMap) -> Result<&str, Problem> {
+    let value = headers
+        .get(header::AUTHORIZATION)
+        .ok_or_else(|| problem::NO_KEY.detail("The request has no Authorization header."))?;
+    let text = value.to_str().unwrap_or_default();
+    match text.split_once(' ') {
+        Some((scheme, key)) if scheme.eq_ignore_ascii_case("bearer") && !key.trim().is_empty() => {
+            Ok(key.trim())
+        }
+        _ => Err(problem::NO_KEY.detail("The Authorization header is not `Bearer <key>`.")),
+    }
+}
+
+impl App {
+    fn limited(&self, result: Result<(), Problem>) -> Result<(), Problem> {
+        if result.is_err() {
+            self.metrics.rate_limited();
+        }
+        result
+    }
+
+    /// Who asks, once the limits let them.
+    async fn caller(&self, parts: &Parts) -> Result<AnyKey, Problem> {
+        let address = peer(parts);
+        // Guessing keys costs as much as using a publishable one.
+        let stranger = |problem: Problem| match self.limited(self.limits.ip(address)) {
+            Ok(()) => problem,
+            Err(limited) => limited,
+        };
+        let key = bearer(&parts.headers).map_err(stranger)?;
+        let Some((kind, service)) = credentials::parse(key) else {
+            let problem = problem::UNKNOWN_KEY.detail("The key is none of sk_… and pk_….");
+            return Err(stranger(problem));
+        };
+        if kind == KeyKind::Publishable {
+            self.limited(self.limits.ip(address))?;
+        }
+        let known =
+            self.directory.read().services.get(&service).map(|state| credentials::opens(state, kind, key));
+        let opens = match known {
+            Some(true) => true,
+            Some(false) => false,
+            None => {
+                // Not heard of here: reading the journal is dearer than a look-up, so strangers pay first.
+                if kind == KeyKind::Secret {
+                    self.limited(self.limits.ip(address))?;
+                }
+                self.service(&service).await?.is_some_and(|state| credentials::opens(&state, kind, key))
+            }
+        };
+        if !opens {
+            let problem = problem::UNKNOWN_KEY.detail("The key is not, or no longer, one of its service.");
+            return Err(if kind == KeyKind::Secret { stranger(problem) } else { problem });
+        }
+        if kind == KeyKind::Secret {
+            self.limited(self.limits.service(&service))?;
+        }
+        self.limited(self.limits.cluster())?;
+        Ok(AnyKey { service, kind })
+    }
+
+    /// Whether the admin asks.
+    fn admin(&self, parts: &Parts) -> Result<(), Problem> {
+        let address = peer(parts);
+        let check = || {
+            let key = bearer(&parts.headers)?;
+            let Some(wanted) = &self.admin_key_hash else {
+                return Err(problem::NO_ADMIN.detail("This node has no admin key."));
+            };
+            if credentials::hash(key) == *wanted {
+                Ok(())
+            } else if credentials::parse(key).is_some() {
+                Err(problem::WRONG_KEY.detail("This is the key of a service."))
+            } else {
+                Err(problem::UNKNOWN_KEY.detail("This is not the admin key."))
+            }
+        };
+        match check() {
+            Ok(()) => self.limited(self.limits.cluster()),
+            Err(problem) => self.limited(self.limits.ip(address)).and(Err(problem)),
+        }
+    }
+}
+
+impl FromRequestParts<AppState> for AnyKey {
+    type Rejection = Problem;
+    async fn from_request_parts(parts: &mut Parts, app: &AppState) -> Result<Self, Problem> {
+        app.caller(parts).await
+    }
+}
+
+impl FromRequestParts<AppState> for SecretKey {
+    type Rejection = Problem;
+    async fn from_request_parts(parts: &mut Parts, app: &AppState) -> Result<Self, Problem> {
+        let caller = app.caller(parts).await?;
+        match caller.kind {
+            KeyKind::Secret => Ok(Self(caller.service)),
+            KeyKind::Publishable => Err(problem::WRONG_KEY.detail("This is a publishable key.")),
+        }
+    }
+}
+
+impl FromRequestParts<AppState> for AdminKey {
+    type Rejection = Problem;
+    async fn from_request_parts(parts: &mut Parts, app: &AppState) -> Result<Self, Problem> {
+        app.admin(parts).map(|()| Self)
+    }
+}
+
+impl FromRequestParts<AppState> for Operator {
+    type Rejection = Problem;
+    async fn from_request_parts(parts: &mut Parts, app: &AppState) -> Result<Self, Problem> {
+        let is_admin = bearer(&parts.headers).is_ok_and(|key| credentials::parse(key).is_none());
+        if is_admin {
+            return app.admin(parts).map(|()| Self);
+        }
+        SecretKey::from_request_parts(parts, app).await.map(|_| Self)
+    }
+}
+
+/// What a commit written for this request names as its cause: the caller's trace id, where it sent one (W3C Trace Context).
+pub struct Because(pub Cause);
+
+impl FromRequestParts<AppState> for Because {
+    type Rejection = std::convert::Infallible;
+    async fn from_request_parts(parts: &mut Parts, _: &AppState) -> Result<Self, Self::Rejection> {
+        let trace = parts.headers.get("traceparent").and_then(|value| {
+            let id = value.to_str().ok()?.split('-').nth(1)?;
+            (id.len() == 32 && id.bytes().all(|b| b.is_ascii_hexdigit())).then(|| id.to_owned())
+        });
+        Ok(Self(Cause { trace, ..Cause::of("http") }))
+    }
+}
+
+// ---- where it was sent -----------------------------------------------------------------------------------------------------
+
+/// `host:port` a request was sent to, checked to be nothing but that, since it comes back in answers.
+pub struct SentTo(Option<String>);
+
+impl SentTo {
+    fn of(headers: &HeaderMap, uri: &Uri) -> Self {
+        let host = headers.get(header::HOST).and_then(|value| value.to_str().ok());
+        let host = host.or_else(|| uri.authority().map(|authority| authority.as_str()));
+        let plain = |host: &&str| {
+            let allowed = |b: u8| b.is_ascii_alphanumeric() || b".-:[]_".contains(&b);
+            !host.is_empty() && host.len() <= 255 && host.bytes().all(allowed)
+        };
+        Self(host.filter(plain).map(str::to_owned))
+    }
+
+    fn host(&self, app: &App) -> Result<String, Problem> {
+        if let Some(host) = &self.0 {
+            return Ok(host.clone());
+        }
+        let public = app.settings.public_url.as_deref().and_then(|url| url.split("://").nth(1));
+        match public.and_then(|rest| rest.split('/').next()) {
+            Some(host) if !host.is_empty() => Ok(host.to_owned()),
+            _ => Err(problem::BAD_REQUEST.detail("The request has no usable Host header (RFC 9110 §7.2).")),
+        }
+    }
+
+    /// The base of URLs at NUVE, without a slash at the end.
+    pub fn base(&self, app: &App) -> Result<String, Problem> {
+        if let Some(url) = &app.settings.public_url {
+            return Ok(url.trim_end_matches('/').to_owned());
+        }
+        let scheme = if app.settings.tls { "https" } else { "http" };
+        Ok(format!("{scheme}://{}", self.host(app)?))
+    }
+
+    /// An EC's WebSocket URL. `auto:/path` is an EC behind the same port as this NUVE.
+    pub fn ws_url(&self, app: &App, address: &str) -> Result<String, Problem> {
+        let Some(path) = address.strip_prefix("auto:") else { return Ok(address.to_owned()) };
+        if let Some(url) = &app.settings.public_url {
+            // http → ws, https → wss
+            return Ok(format!("ws{}{path}", url.trim_end_matches('/').trim_start_matches("http")));
+        }
+        let scheme = if app.settings.tls { "wss" } else { "ws" };
+        Ok(format!("{scheme}://{}{path}", self.host(app)?))
+    }
+}
+
+impl FromRequestParts<AppState> for SentTo {
+    type Rejection = std::convert::Infallible;
+    async fn from_request_parts(parts: &mut Parts, _: &AppState) -> Result<Self, Self::Rejection> {
+        Ok(Self::of(&parts.headers, &parts.uri))
+    }
+}
+
+// ---- bodies, queries and paths that read -----------------------------------------------------------------------------------
+
+/// A JSON body.
+pub struct Body<T>(pub T);
+
+impl<T: DeserializeOwned> FromRequest<AppState> for Body<T> {
+    type Rejection = Problem;
+    async fn from_request(request: Request, app: &AppState) -> Result<Self, Problem> {
+        match Json::<T>::from_request(request, app).await {
+            Ok(Json(value)) => Ok(Self(value)),
+            Err(JsonRejection::JsonDataError(error)) => {
+                Err(problem::INVALID_FIELD.detail(sentence(&error.body_text())))
+            }
+            Err(JsonRejection::JsonSyntaxError(error)) => {
+                Err(problem::BAD_REQUEST.detail(sentence(&error.body_text())))
+            }
+            Err(JsonRejection::MissingJsonContentType(_)) => {
+                Err(problem::UNSUPPORTED_MEDIA.detail("The Content-Type is not application/json."))
+            }
+            Err(JsonRejection::BytesRejection(BytesRejection::FailedToBufferBody(
+                FailedToBufferBody::LengthLimitError(_),
+            ))) => Err(problem::TOO_LARGE.detail("The body is longer than that.")),
+            Err(other) => Err(problem::BAD_REQUEST.detail(sentence(&other.body_text()))),
+        }
+    }
+}
+
+/// Query parameters.
+pub struct Params<T>(pub T);
+
+impl<T: DeserializeOwned> FromRequestParts<AppState> for Params<T> {
+    type Rejection = Problem;
+    async fn from_request_parts(parts: &mut Parts, app: &AppState) -> Result<Self, Problem> {
+        match Query::<T>::from_request_parts(parts, app).await {
+            Ok(Query(value)) => Ok(Self(value)),
+            Err(error) => Err(problem::BAD_REQUEST.detail(sentence(&error.body_text()))),
+        }
+    }
+}
+
+/// Path parameters.
+pub struct At<T>(pub T);
+
+impl<T: DeserializeOwned + Send> FromRequestParts<AppState> for At<T> {
+    type Rejection = Problem;
+    async fn from_request_parts(parts: &mut Parts, app: &AppState) -> Result<Self, Problem> {
+        match Path::<T>::from_request_parts(parts, app).await {
+            Ok(Path(value)) => Ok(Self(value)),
+            Err(error) => Err(problem::BAD_REQUEST.detail(sentence(&error.body_text()))),
+        }
+    }
+}
+
+fn sentence(text: &str) -> String {
+    format!("{}.", text.trim_end_matches('.'))
+}
+
+// ---- around every request --------------------------------------------------------------------------------------------------
+
+/// Lets pages of any origin call the API. Keys travel in a header, never in a cookie, so another origin gains nothing it was not given.
+pub async fn cors(request: Request, next: Next) -> Response {
+    let from_page = request.headers().contains_key(header::ORIGIN);
+    let preflight = request.method() == Method::OPTIONS
+        && request.headers().contains_key(header::ACCESS_CONTROL_REQUEST_METHOD);
+    let mut response =
+        if preflight { StatusCode::NO_CONTENT.into_response() } else { next.run(request).await };
+    if from_page {
+        let headers = response.headers_mut();
+        headers.insert(header::ACCESS_CONTROL_ALLOW_ORIGIN, HeaderValue::from_static("*"));
+        headers.insert(
+            header::ACCESS_CONTROL_EXPOSE_HEADERS,
+            HeaderValue::from_static("roomlog-version, retry-after"),
+        );
+        if preflight {
+            headers
+                .insert(header::ACCESS_CONTROL_ALLOW_METHODS, HeaderValue::from_static("GET, POST, DELETE"));
+            headers.insert(
+                header::ACCESS_CONTROL_ALLOW_HEADERS,
+                HeaderValue::from_static("authorization, content-type, last-event-id, traceparent"),
+            );
+            // 10 minutes: Chrome keeps it no longer than two hours, and a changed list should get through soon.
+            headers.insert(header::ACCESS_CONTROL_MAX_AGE, HeaderValue::from_static("600"));
+        }
+    }
+    response
+}
+
+/// Gives a request up when it takes too long. The body of a stream is not meant, only the time until it begins.
+pub async fn time_limit(State(app): State<AppState>, request: Request, next: Next) -> Response {
+    let limit = Duration::from_millis(app.settings.request_timeout_ms);
+    match tokio::time::timeout(limit, next.run(request)).await {
+        Ok(response) => response,
+        Err(_) => problem::TIMEOUT.detail(format!("No answer was ready within {limit:?}.")).into_response(),
+    }
+}
+
+/// Counts requests by route and status.
+pub async fn count(State(app): State<AppState>, request: Request, next: Next) -> Response {
+    let route = request.extensions().get::<MatchedPath>().map(|path| path.as_str().to_owned());
+    let method = request.method().clone();
+    let started = Instant::now();
+    let response = next.run(request).await;
+    app.metrics.request(&method, route.as_deref(), response.status(), started.elapsed());
+    response
+}

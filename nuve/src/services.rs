@@ -1,0 +1,274 @@
+//! Services: tenants with their two keys, and the demo service for trying things out.
+
+use std::path::Path;
+
+use axum::{
+    Json,
+    extract::State,
+    http::{StatusCode, header},
+    response::{IntoResponse, Response},
+};
+use roomlog_bus::{
+    commit::{Cause, StreamId},
+    env::Env,
+    events::{Event, ServiceCreated, ServiceDeleted},
+    ids::{ServiceId, Version},
+    journal::{AppendError, read_all},
+    log::{Draft, Log},
+};
+use roomlog_projections::service::ServiceState;
+use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
+
+use crate::{
+    app::AppState,
+    credentials::{self, KeyKind, SecretFileError, hash, new_key},
+    http::{AdminKey, At, Because, Body, version_header},
+    problem::{self, Problem},
+    rooms::check_name,
+};
+
+/// The file in the data folder that keeps the demo service's keys.
+const DEMO_FILE: &str = "demo-service.json";
+
+/// What a service is to be.
+#[derive(Deserialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct NewService {
+    /// A name for people.
+    #[schema(example = "my app", max_length = 128)]
+    name: String,
+    /// Whether its publishable key may make rooms, by asking for a token with `create`.
+    #[serde(default)]
+    publishable_creates_rooms: bool,
+}
+
+/// A service.
+#[derive(Serialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Service {
+    /// Its id.
+    #[schema(value_type = String)]
+    id: ServiceId,
+    /// Its name.
+    name: String,
+    /// Whether its publishable key may make rooms.
+    publishable_creates_rooms: bool,
+    /// When it was made, Unix milliseconds.
+    created: u64,
+    /// Its rooms now.
+    rooms: usize,
+}
+
+/// A service with its keys, which are shown only now.
+#[derive(Serialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct ServiceWithKeys {
+    /// Its id.
+    #[schema(value_type = String)]
+    id: ServiceId,
+    /// Its name.
+    name: String,
+    /// Opens its whole API; for servers only.
+    secret_key: String,
+    /// Asks for tokens; may be in a web page.
+    publishable_key: String,
+    /// Whether the publishable key may make rooms.
+    publishable_creates_rooms: bool,
+}
+
+/// Services.
+#[derive(Serialize, ToSchema)]
+pub struct Services {
+    /// Sorted by id.
+    services: Vec<Service>,
+}
+
+fn no_service(id: &str) -> Problem {
+    problem::NO_SERVICE.detail(format!("Service {id:?} is not there."))
+}
+
+/// Makes a service. Its keys are in the answer and nowhere else: the log has only their hashes.
+#[utoipa::path(post, path = "/v1/services", tag = "services", request_body = NewService, security(("admin" = [])), responses((status = 201, body = ServiceWithKeys)))]
+pub async fn create(
+    State(app): State<AppState>,
+    _: AdminKey,
+    Because(cause): Because,
+    Body(new): Body<NewService>,
+) -> Result<Response, Problem> {
+    check_name("service", &new.name)?;
+    let (id, secret_key, publishable_key) = app.env.draw(|rng| {
+        let id = ServiceId::random(rng);
+        let secret = new_key(KeyKind::Secret, &id, rng);
+        let publishable = new_key(KeyKind::Publishable, &id, rng);
+        (id, secret, publishable)
+    });
+    let event = ServiceCreated {
+        name: new.name.clone(),
+        secret_key_hash: hash(&secret_key),
+        publishable_key_hash: hash(&publishable_key),
+        publishable_creates_rooms: new.publishable_creates_rooms,
+    };
+    let draft = Draft { cause, ..Draft::default() };
+    let commit = app.log.append(StreamId::from(&id), None, draft, &[event.into()]).await?;
+    let service = ServiceWithKeys {
+        id,
+        name: new.name,
+        secret_key,
+        publishable_key,
+        publishable_creates_rooms: new.publishable_creates_rooms,
+    };
+    let no_store = [(header::CACHE_CONTROL, "no-store")];
+    Ok((StatusCode::CREATED, version_header(commit.last_version()), no_store, Json(service)).into_response())
+}
+
+fn describe(app: &AppState, id: &ServiceId, state: &ServiceState) -> Service {
+    Service {
+        id: id.clone(),
+        name: state.name.clone(),
+        publishable_creates_rooms: state.publishable_creates_rooms,
+        created: state.created.as_millis(),
+        rooms: app.directory.read().rooms_of(id).count(),
+    }
+}
+
+/// Lists the services.
+#[utoipa::path(get, path = "/v1/services", tag = "services", security(("admin" = [])), responses((status = 200, body = Services)))]
+pub async fn list(State(app): State<AppState>, _: AdminKey) -> Json<Services> {
+    let states: Vec<_> = {
+        let directory = app.directory.read();
+        let alive = directory.services.iter().filter(|(_, state)| !state.deleted);
+        alive.map(|(id, state)| (id.clone(), state.clone())).collect()
+    };
+    Json(Services { services: states.iter().map(|(id, state)| describe(&app, id, state)).collect() })
+}
+
+/// Reads a service.
+#[utoipa::path(get, path = "/v1/services/{service}", tag = "services", params(("service" = String, Path)), security(("admin" = [])), responses(
+    (status = 200, body = Service), (status = 404, body = problem::ProblemDocument),
+))]
+pub async fn get(
+    State(app): State<AppState>,
+    _: AdminKey,
+    At(id): At<String>,
+) -> Result<Json<Service>, Problem> {
+    let service = ServiceId::new(&id).map_err(|_| no_service(&id))?;
+    let state = app.service(&service).await?.filter(|state| !state.deleted).ok_or_else(|| no_service(&id))?;
+    Ok(Json(describe(&app, &service, &state)))
+}
+
+/// Deletes a service: its keys open nothing from then on. Its rooms stay until they are empty; delete them first to end them now.
+#[utoipa::path(delete, path = "/v1/services/{service}", tag = "services", params(("service" = String, Path)), security(("admin" = [])), responses(
+    (status = 204, description = "deleted"), (status = 404, body = problem::ProblemDocument),
+))]
+pub async fn delete(
+    State(app): State<AppState>,
+    _: AdminKey,
+    Because(cause): Because,
+    At(id): At<String>,
+) -> Result<Response, Problem> {
+    let service = ServiceId::new(&id).map_err(|_| no_service(&id))?;
+    let mut state = ServiceState::default();
+    for commit in read_all(&*app.journal, &StreamId::from(&service), Version(1)).await? {
+        state.apply_commit(&commit)?;
+    }
+    if state.head.is_none() || state.deleted {
+        return Err(no_service(&id));
+    }
+    let draft = Draft { cause, ..Draft::default() };
+    let event = Event::from(ServiceDeleted {});
+    let commit = app.log.append(StreamId::from(&service), state.head, draft, &[event]).await?;
+    Ok((StatusCode::NO_CONTENT, version_header(commit.last_version())).into_response())
+}
+
+// ---- the demo service ------------------------------------------------------------------------------------------------------
+
+/// The demo service and its keys, as its file keeps them.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct DemoKeys {
+    /// Its id.
+    pub service: ServiceId,
+    /// Opens its whole API.
+    pub secret_key: String,
+    /// Asks for tokens.
+    pub publishable_key: String,
+}
+
+/// Why there is no demo service.
+#[derive(Debug, thiserror::Error)]
+pub enum DemoError {
+    /// Its file cannot be kept.
+    #[error(transparent)]
+    File(#[from] SecretFileError),
+    /// Its file does not read.
+    #[error("{DEMO_FILE} in the data folder does not read: {0}; remove it to have a new demo service made")]
+    Damaged(#[from] serde_json::Error),
+    /// The log did not take it.
+    #[error("the demo service cannot be made: {0}")]
+    Append(#[from] AppendError),
+    /// The log does not read.
+    #[error("the demo service cannot be read: {0}")]
+    Read(#[from] roomlog_bus::journal::ReadError),
+}
+
+impl DemoKeys {
+    /// The demo service of this data folder, made if it is not there. The keys are kept before the log learns of the service, so a
+    /// crash between the two leaves keys whose service is made at the next start.
+    pub async fn load_or_make(folder: Option<&Path>, env: &Env, log: &Log) -> Result<Self, DemoError> {
+        let make = || {
+            let keys = env.draw(|rng| {
+                let service = ServiceId::random(rng);
+                Self {
+                    secret_key: new_key(KeyKind::Secret, &service, rng),
+                    publishable_key: new_key(KeyKind::Publishable, &service, rng),
+                    service,
+                }
+            });
+            serde_json::to_string_pretty(&keys).expect("three texts")
+        };
+        let text = match folder {
+            Some(folder) => credentials::load_or_make(folder, DEMO_FILE, make)?,
+            None => make(),
+        };
+        let keys: Self = serde_json::from_str(&text)?;
+        let stream = StreamId::from(&keys.service);
+        if log.journal().head(&stream).await?.is_none() {
+            let event = ServiceCreated {
+                name: "demo".into(),
+                secret_key_hash: hash(&keys.secret_key),
+                publishable_key_hash: hash(&keys.publishable_key),
+                publishable_creates_rooms: true,
+            };
+            let draft = Draft { cause: Cause::of("start"), ..Draft::default() };
+            match log.append(stream, None, draft, &[event.into()]).await {
+                // Another process with the same data folder was first.
+                Ok(_) | Err(AppendError::Conflict { .. }) => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+        Ok(keys)
+    }
+}
+
+/// The demo service.
+#[derive(Serialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Demo {
+    /// Asks for tokens, and may make rooms.
+    publishable_key: String,
+    /// Its id.
+    #[schema(value_type = String)]
+    service: ServiceId,
+}
+
+/// The publishable key of the demo service, where there is one.
+#[utoipa::path(get, path = "/v1/demo", tag = "services", responses((status = 200, body = Demo), (status = 404, body = problem::ProblemDocument)))]
+pub async fn demo(State(app): State<AppState>) -> Result<Json<Demo>, Problem> {
+    let keys = app.demo.as_ref().ok_or_else(|| problem::NO_DEMO.detail("This node has none."))?;
+    let deleted = app.directory.read().services.get(&keys.service).is_some_and(|state| state.deleted);
+    if deleted {
+        return Err(problem::NO_DEMO.detail("It was deleted."));
+    }
+    Ok(Json(Demo { publishable_key: keys.publishable_key.clone(), service: keys.service.clone() }))
+}
