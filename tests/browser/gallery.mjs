@@ -1,12 +1,15 @@
+/**
+ * Pictures of the page in states that are laborious to reach with a real server (twelve people, a move, a refusal), drawn on the
+ * fake one and written to out/. For people who work on how the page looks: `node gallery.mjs`.
+ */
+
 import { chromium } from 'playwright-core';
 import { FakeServer } from '../../nuve/web/test/fake-server.mjs';
 const server = await new FakeServer(new URL('../../nuve/web/dist', import.meta.url).pathname).start();
 const args = '--no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking --disable-component-update --disable-sync --use-fake-device-for-media-stream --use-fake-ui-for-media-stream --autoplay-policy=no-user-gesture-required'.split(' ');
-const browser = await chromium.launch({ executablePath: '/usr/bin/chromium', headless: true, args });
+const browser = await chromium.launch({ executablePath: process.env.CHROMIUM ?? '/usr/bin/chromium', headless: true, args });
 const sizes = { desktop: { width: 1280, height: 800 }, phone: { width: 390, height: 844 } };
-// bot peers: raw protoo over ws so that tiles appear
 const NAMES = ['Maya Lindqvist','Tomás Herrera','Bo','Priya Raman','Jean-Luc Ferrand','Kenji Watanabe','Olu Adeyemi','Sofia','Lena Brandt','Marcus O’Neil','Ida Holm'];
-const only = process.argv[2];
 for (const [device, viewport] of Object.entries(sizes)) {
   const context = await browser.newContext({ viewport, isMobile: device === 'phone', hasTouch: device === 'phone' });
   const shot = async (page, name) => { await page.screenshot({ path: `out/${name}-${device}.png` }); };
