@@ -293,7 +293,7 @@ catalogue! {
     ClientResumed = 1 {
         /// Who.
         client: ClientId,
-        /// `resume` (it kept its state) or `reattach` (it starts over: its transports are gone).
+        /// `resume` (it kept its state) or `reattach` (it starts over: its transports are gone and it has to join again).
         how: String,
     }
     /// It is gone.

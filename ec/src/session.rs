@@ -8,7 +8,7 @@ use std::{
 
 use roomlog_bus::ids::ConsumerId;
 use serde_json::Value;
-use tokio::sync::mpsc;
+use tokio::sync::mpsc::{self, error::TrySendError};
 
 use crate::protoo;
 
@@ -96,7 +96,7 @@ impl Session {
     /// Sends a frame. A socket that cannot take it is closed; the client may resume.
     pub fn send(&mut self, text: String) {
         let Some(socket) = &self.socket else { return };
-        if socket.queue.try_send(ToSocket::Text(text)).is_err() {
+        if let Err(TrySendError::Full(_)) = socket.queue.try_send(ToSocket::Text(text)) {
             tracing::warn!(socket = socket.id, "a client does not read: its socket is dropped");
             // Dropping the sender ends the socket's task, which reports it as broken.
             let id = socket.id;

@@ -324,6 +324,11 @@ impl RoomState {
             Event::ClientResumed(e) => {
                 if let Some(client) = self.clients.get_mut(&e.client) {
                     client.resume_until = None;
+                    if e.how == "reattach" {
+                        client.attached = false;
+                        client.joined = None;
+                        client.refused.clear();
+                    }
                 }
             }
             Event::ClientLeft(e) => {
