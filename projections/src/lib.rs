@@ -4,5 +4,10 @@
 
 pub mod directory;
 pub mod node;
+pub mod replay;
+pub mod replay_text;
 pub mod room;
 pub mod service;
+pub mod timeline;
+mod timeline_ids;
+pub mod timeline_words;
