@@ -121,6 +121,10 @@ impl Worker {
         for &consumer in &producer.consumers {
             let Some(consumer) = self.consumers.get_mut(consumer) else { continue };
             let Some(transport) = self.transports.get_mut(consumer.transport).filter(|t| t.can_send()) else { continue };
+            if consumer.target.is_none() {
+                // Whatever comes first will do until the next tick has seen which layers there are.
+                consumer.choose_stream(now, incoming.streams);
+            }
             let Some(how) = consumer.plan(&incoming) else { continue };
             let stamps = transport.stamps(since_epoch, consumer.uses_transport_cc());
             consumer.write(&incoming.packet, &how, &stamps, false, &mut self.scratch);
