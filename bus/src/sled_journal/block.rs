@@ -12,13 +12,13 @@
 //!      34      1  which part of its group this is, from 0
 //!      35      1  parts in its group
 //!      36      4  generation: goes up each time the journal is opened for writing
-//!      40         for each commit: 4 bytes length, then the commit as MessagePack
+//!      40      4  blocks of its segment, 0 to n - 1, that were known to be on disk when it was written
+//!      44         for each commit: 4 bytes length, then the commit as MessagePack
 //! ```
 //! All integers are big-endian.
 //!
-//! The header alone says what was durable when the block was written: groups are synced one after another, so every block before
-//! `number - part` was on disk. That is how a reader tells a tail torn by a crash (unacknowledged, dropped) from damage in what was
-//! acknowledged (reported).
+//! What was on disk when a block was written is how a reader tells a tail torn by a crash (unacknowledged, dropped) from damage in what
+//! was acknowledged (reported).
 //!
 //! The checksum starts with the journal id, a random secret of the folder: an event whose payload imitates a block does not become one
 //! when a damaged file is searched for what is left.
@@ -32,7 +32,7 @@ use crate::commit::Commit;
 pub(super) const MAGIC: [u8; 8] = *b"rlblock\x01";
 
 /// Bytes before the first commit.
-pub(super) const HEADER_BYTES: usize = 40;
+pub(super) const HEADER_BYTES: usize = 44;
 
 /// Bytes before each commit: its length.
 const FRAME_BYTES: usize = 4;
@@ -78,6 +78,7 @@ pub(super) struct Header {
     pub part: u8,
     pub parts: u8,
     pub generation: u32,
+    pub durable: u32,
 }
 
 impl Header {
@@ -99,6 +100,7 @@ impl Header {
             part: bytes[34],
             parts: bytes[35],
             generation: u32_at(bytes, 36),
+            durable: u32_at(bytes, 40),
         };
         let said = header.bytes as usize;
         if !(HEADER_BYTES..=MAX_BLOCK_BYTES).contains(&said) {
@@ -174,22 +176,32 @@ impl<'a> Block<'a> {
     }
 }
 
+/// Where a group goes.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Place {
+    pub segment: u32,
+    /// Number of its first block.
+    pub number: u32,
+    /// Sequence of its first commit.
+    pub first: u64,
+    pub generation: u32,
+    pub durable: u32,
+}
+
 /// Packs one group of encoded commits into blocks.
 pub(super) fn pack<'a>(
     id: &JournalId,
-    segment: u32,
-    first_number: u32,
-    first_sequence: u64,
-    generation: u32,
-    commits: impl Iterator<Item = &'a [u8]>,
+    place: Place,
+    commits: impl Iterator<Item = &'a [u8]> + Clone,
 ) -> Vec<Vec<u8>> {
+    let mut left: usize = commits.clone().map(|commit| FRAME_BYTES + commit.len()).sum();
     let mut blocks: Vec<(Vec<u8>, usize)> = Vec::new();
     for commit in commits {
         let full = blocks.last().is_none_or(|(block, count)| {
             block.len() + FRAME_BYTES + commit.len() > MAX_BLOCK_BYTES || *count == MAX_BLOCK_COMMITS
         });
         if full {
-            let mut block = Vec::with_capacity(HEADER_BYTES + FRAME_BYTES + commit.len());
+            let mut block = Vec::with_capacity((HEADER_BYTES + left).min(MAX_BLOCK_BYTES));
             block.resize(HEADER_BYTES, 0);
             blocks.push((block, 0));
         }
@@ -197,10 +209,11 @@ pub(super) fn pack<'a>(
         block.extend_from_slice(&(commit.len() as u32).to_be_bytes());
         block.extend_from_slice(commit);
         *count += 1;
+        left -= FRAME_BYTES + commit.len();
     }
     debug_assert!(blocks.len() <= MAX_PARTS, "the writer closes a group before it has this many blocks");
     let parts = blocks.len();
-    let mut first = first_sequence;
+    let mut first = place.first;
     blocks
         .into_iter()
         .enumerate()
@@ -208,13 +221,14 @@ pub(super) fn pack<'a>(
             let length = block.len() as u32;
             block[..8].copy_from_slice(&MAGIC);
             block[12..16].copy_from_slice(&length.to_be_bytes());
-            block[16..20].copy_from_slice(&segment.to_be_bytes());
-            block[20..24].copy_from_slice(&(first_number + part as u32).to_be_bytes());
+            block[16..20].copy_from_slice(&place.segment.to_be_bytes());
+            block[20..24].copy_from_slice(&(place.number + part as u32).to_be_bytes());
             block[24..32].copy_from_slice(&first.to_be_bytes());
             block[32..34].copy_from_slice(&(count as u16).to_be_bytes());
             block[34] = part as u8;
             block[35] = parts as u8;
-            block[36..40].copy_from_slice(&generation.to_be_bytes());
+            block[36..40].copy_from_slice(&place.generation.to_be_bytes());
+            block[40..44].copy_from_slice(&place.durable.to_be_bytes());
             let sum = checksum(id, &block);
             block[8..12].copy_from_slice(&sum.to_be_bytes());
             first += count as u64;
@@ -244,10 +258,14 @@ mod tests {
 
     const ID: JournalId = JournalId([7; 16]);
 
+    fn place(segment: u32, number: u32, first: u64) -> Place {
+        Place { segment, number, first, generation: 1, durable: number }
+    }
+
     #[test]
     fn a_group_comes_back_in_order_over_several_blocks() {
         let commits: Vec<Vec<u8>> = (0..300u32).map(|i| vec![i as u8; 1_000 + i as usize]).collect();
-        let blocks = pack(&ID, 3, 10, 100, 1, commits.iter().map(Vec::as_slice));
+        let blocks = pack(&ID, place(3, 10, 100), commits.iter().map(Vec::as_slice));
         assert!(blocks.len() > 2 && blocks.iter().all(|b| b.len() <= MAX_BLOCK_BYTES));
         let mut seen = Vec::new();
         for (i, bytes) in blocks.iter().enumerate() {
@@ -264,7 +282,7 @@ mod tests {
 
     #[test]
     fn no_flipped_bit_passes() {
-        let block = pack(&ID, 1, 0, 1, 1, [b"commit".as_slice()].into_iter()).remove(0);
+        let block = pack(&ID, place(1, 0, 1), [b"commit".as_slice()].into_iter()).remove(0);
         assert!(Block::parse(&ID, &block).is_ok());
         for bit in 0..block.len() * 8 {
             let mut bad = block.clone();

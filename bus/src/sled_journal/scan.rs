@@ -44,7 +44,7 @@ pub(super) struct Scan {
 impl Scan {
     /// How many blocks were on disk for certain, by what the blocks say themselves: 0 to `n - 1`.
     pub(super) fn durable(&self) -> u32 {
-        self.blocks.iter().map(|(number, found)| number - u32::from(found.header.part)).max().unwrap_or(0)
+        self.blocks.values().map(|found| found.header.durable).max().unwrap_or(0)
     }
 
     /// The end of the longest run of whole groups from block 0 on: what a reader may serve.

@@ -211,10 +211,13 @@ impl Writer {
         }
         let blocks = block::pack(
             &self.shared.facts.id,
-            self.segment.number,
-            self.next_block,
-            self.next_sequence,
-            self.generation,
+            block::Place {
+                segment: self.segment.number,
+                number: self.next_block,
+                first: self.next_sequence,
+                generation: self.generation,
+                durable: self.next_block,
+            },
             fits.iter().map(|append| append.bytes.as_slice()),
         );
         let firsts: Vec<u64> = blocks
