@@ -4,6 +4,7 @@
 
 pub mod bus;
 pub mod commit;
+pub mod conformance;
 pub mod env;
 pub mod events;
 pub mod ids;
