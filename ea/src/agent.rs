@@ -10,7 +10,6 @@ use roomlog_bus::{
     bus::{Bus, Headers, Message, Subscription},
     commit::{Commit, Payload, StreamId},
     env::Env,
-    events::Event,
     ids::{EaId, RoomId, Version, WorkerIndex},
     journal::{Journal, read_all},
     media::MediaError,
@@ -72,8 +71,10 @@ impl Ea {
     /// Waits until it has ended by itself, and says why.
     pub async fn ended(&self) -> Option<EaError> {
         let mut ended = self.ended.clone();
-        let reason = ended.wait_for(Option::is_some).await.ok().and_then(|reason| reason.clone());
-        reason
+        match ended.wait_for(Option::is_some).await {
+            Ok(reason) => reason.clone(),
+            Err(_) => None,
+        }
     }
 
     /// Ends it in order: takes nothing more, says `NodeLeft`, ends the workers. Returns when all its tasks have ended.
@@ -158,7 +159,7 @@ pub async fn start_with(
     let generations: Vec<Option<u64>> =
         workers.iter().map(|w| w.link.as_ref().map(|l| l.generation)).collect();
     let limits = Limits { provisional_ttl: settings.provisional_ttl, sweep_every: settings.sweep_every };
-    let (pids_out, pids) = watch::channel(Vec::new());
+    let (pids_out, pids) = watch::channel(workers.iter().map(|w| w.pid).collect::<Vec<_>>());
     let (has_ended, ended) = watch::channel(None);
     let agent = Agent {
         core: Core::new(id.clone(), incarnation, limits, &generations),
@@ -314,15 +315,14 @@ impl Agent {
         for timer in [&mut heartbeat, &mut tick] {
             timer.set_missed_tick_behavior(MissedTickBehavior::Delay);
         }
-        self.tell_pids();
         for from in early {
-            self.from_slot(from);
+            self.slot_event(from);
         }
         let mut bus_open = true;
         while self.superseded.is_none() {
             tokio::select! {
                 () = stopped(&mut inputs.stop) => break,
-                Some(from) = inputs.from_slots.recv() => self.from_slot(from),
+                Some(from) = inputs.from_slots.recv() => self.slot_event(from),
                 Some(commit) = inputs.followed.recv() => self.input(Input::Commit(commit)),
                 request = inputs.requests.next(), if bus_open => match request {
                     Some(message) => self.request(message),
@@ -410,7 +410,7 @@ impl Agent {
         }
     }
 
-    fn from_slot(&mut self, from: FromSlot) {
+    fn slot_event(&mut self, from: FromSlot) {
         let FromSlot { worker, generation, event } = from;
         let slot = &mut self.workers[usize::from(worker.0)];
         match event {
@@ -456,10 +456,9 @@ impl Agent {
 
     fn report(&mut self, report: Report) {
         match report {
-            Report::Appended(Event::WorkerStarted(e)) => {
-                self.input(Input::WorkerAnnounced { worker: e.worker, generation: e.generation });
+            Report::Announced(worker, generation) => {
+                self.input(Input::WorkerAnnounced { worker, generation });
             }
-            Report::Appended(_) => {}
             Report::Registered(incarnation) => self.input(Input::Registered(incarnation)),
             Report::Superseded(theirs) => self.supersede(theirs),
         }

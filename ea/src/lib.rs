@@ -5,12 +5,17 @@
 //! loop that carries inputs in and effects out.
 
 pub mod agent;
+#[cfg(test)]
+mod agent_tests;
 pub mod core;
 mod follow;
 pub mod objects;
 mod registrar;
 pub mod settings;
 mod slot;
+#[cfg(test)]
+#[allow(missing_docs, reason = "helpers of tests")]
+mod testing;
 pub mod turns;
 pub mod worker;
 

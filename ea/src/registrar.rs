@@ -39,8 +39,8 @@ pub enum Order {
 /// What the registrar reports.
 #[derive(Debug)]
 pub enum Report {
-    /// In the log.
-    Appended(Event),
+    /// This start of the worker is in the log.
+    Announced(WorkerIndex, u64),
     /// The node is registered as this incarnation.
     Registered(Incarnation),
     /// Another process registered under this id.
@@ -131,7 +131,10 @@ impl Registrar {
         while let Some(order) = orders.recv().await {
             let report = match order {
                 Order::Append(event) => match self.append_surely(&event).await {
-                    Ok(()) => Report::Appended(event),
+                    Ok(()) => match event {
+                        Event::WorkerStarted(e) => Report::Announced(e.worker, e.generation),
+                        _ => continue,
+                    },
                     Err(EaError::Superseded { theirs, .. }) => Report::Superseded(theirs),
                     Err(error) => {
                         tracing::error!(%error, event = event.kind(), "an event of this node is not in the log");

@@ -180,6 +180,7 @@ impl Slot {
                         }
                     }
                 },
+                reason = &mut link.ended => return Ended::Worker(reason.unwrap_or_else(|_| "gone".into())),
                 _ = ping.tick() => {
                     // After a pause of our own (a stopped machine, a starved process) the worker has not been silent: we were deaf.
                     if last_look.elapsed() > self.settings.ping_every + self.settings.pong_timeout / 2 {

@@ -45,7 +45,7 @@ impl Turns {
     }
 
     /// Gives a room to the worker whose turn it is; none when no worker is live.
-    pub fn next(&mut self) -> Option<WorkerIndex> {
+    pub fn give(&mut self) -> Option<WorkerIndex> {
         let count = self.workers.len();
         let next = (1..=count)
             .map(|step| (self.last + step) % count)
@@ -103,7 +103,7 @@ mod tests {
     }
 
     fn indices(turns: &mut Turns, count: usize) -> Vec<u16> {
-        (0..count).map(|_| turns.next().unwrap().0).collect()
+        (0..count).map(|_| turns.give().unwrap().0).collect()
     }
 
     #[test]
@@ -128,11 +128,11 @@ mod tests {
 
     #[test]
     fn with_no_live_worker_nobody_has_the_turn() {
-        assert_eq!(Turns::new(0).next(), None);
-        assert_eq!(Turns::new(2).next(), None);
+        assert_eq!(Turns::new(0).give(), None);
+        assert_eq!(Turns::new(2).give(), None);
         let mut turns = live(1);
         turns.leave(WorkerIndex(0));
-        assert_eq!(turns.next(), None);
+        assert_eq!(turns.give(), None);
     }
 
     #[derive(Debug, Clone)]
@@ -158,7 +158,7 @@ mod tests {
         fn without_closings_counts_differ_by_at_most_one(count in 1..9usize, opens in 0..200usize) {
             let mut turns = live(count);
             for _ in 0..opens {
-                turns.next();
+                turns.give();
                 let rooms: Vec<u64> = (0..count).map(|w| turns.rooms(WorkerIndex(w as u16))).collect();
                 prop_assert!(rooms.iter().max().unwrap() - rooms.iter().min().unwrap() <= 1, "{rooms:?}");
             }
@@ -171,7 +171,7 @@ mod tests {
             for step in steps {
                 match step {
                     Step::Open => {
-                        prop_assert_eq!(turns.next(), Some(WorkerIndex(expected as u16)));
+                        prop_assert_eq!(turns.give(), Some(WorkerIndex(expected as u16)));
                         expected = (expected + 1) % count;
                     }
                     Step::Close(worker) => turns.close(WorkerIndex((worker % count) as u16)),
@@ -188,7 +188,7 @@ mod tests {
                 match step {
                     Step::Open => {
                         let fewest = rooms.iter().flatten().min().copied();
-                        let next = turns.next();
+                        let next = turns.give();
                         prop_assert_eq!(next.is_some(), fewest.is_some());
                         if let Some(next) = next {
                             let given = rooms[usize::from(next.0)].as_mut().unwrap();

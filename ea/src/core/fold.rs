@@ -147,13 +147,9 @@ impl<R> Core<R> {
             return;
         };
         held.objects.mark_committed(&room.fold);
-        let Held { objects, creations, .. } = &mut *held;
-        creations.retain(|object, creation| {
-            matches!(creation, Creation::Asked(_)) || objects.origin(object).is_some_and(|o| !o.committed)
-        });
         let fold_epoch = room.fold.epoch();
-        let mut commands = objects.close_where(|o| !o.committed && o.epoch < fold_epoch);
-        commands.extend(crate::objects::plan(&room.fold, objects));
+        let mut commands = held.objects.close_where(|o| !o.committed && o.epoch < fold_epoch);
+        commands.extend(crate::objects::plan(&room.fold, &held.objects));
         self.follow_log(id, held, commands);
     }
 

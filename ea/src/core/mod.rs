@@ -239,19 +239,9 @@ struct Held<R> {
     committed: bool,
     /// Clients were in while the log had it: with the last of them it ends.
     had_clients: bool,
-    router: Creation<R>,
+    /// Who waits until the router is made; none once it is.
+    opening: Option<Vec<R>>,
     objects: Objects,
-    /// Creations that a repeated request may ask for again, until they are committed.
-    creations: BTreeMap<MediaObject, Creation<R>>,
-}
-
-/// How far the making of something has come.
-#[derive(Debug)]
-enum Creation<R> {
-    /// The worker was asked; these wait for the outcome besides the first.
-    Asked(Vec<R>),
-    /// Made.
-    Done(MediaAnswer),
 }
 
 #[derive(Debug)]
@@ -275,10 +265,8 @@ struct Pending<R> {
 enum Purpose<R> {
     /// Make the router of a room.
     Router,
-    /// Make an object for an EC.
-    Create(MediaObject, R),
-    /// Anything else for an EC.
-    Request(R),
+    /// Asked by an EC, with the object it makes, unless that was there before.
+    Request(R, Option<MediaObject>),
     /// It follows from the log; nobody waits.
     Follow,
     /// Compare with the log.
@@ -434,9 +422,6 @@ impl<R> Core<R> {
     fn follow_log(&mut self, room: &RoomId, held: &mut Held<R>, commands: Vec<MediaCommand>) {
         for command in commands {
             held.objects.sent(&command, || unreachable!("only closes and changes follow from the log"));
-            if let MediaCommand::Close { object } = &command {
-                held.creations.remove(object);
-            }
             self.send(room, &held.place, command, Purpose::Follow);
         }
     }
@@ -448,9 +433,8 @@ impl<R> Core<R> {
             place,
             committed: false,
             had_clients: false,
-            router: Creation::Asked(first),
+            opening: Some(first),
             objects: Objects::default(),
-            creations: BTreeMap::new(),
         });
     }
 
@@ -458,7 +442,9 @@ impl<R> Core<R> {
     fn drop_held(&mut self, id: &RoomId, room: &mut Room<R>, why: &str) {
         let Some(held) = room.held.take() else { return };
         tracing::info!(room = %id, worker = %held.place.placement.worker, media_epoch = %held.place.media_epoch, why, "room's media destroyed");
-        self.refuse_waiting(held.router, held.creations, why);
+        for to in held.opening.into_iter().flatten() {
+            self.reply(to, Err(MediaError::Unavailable { reason: why.to_owned() }.into()));
+        }
         if self.is_live(&held.place.placement) {
             self.turns.close(held.place.placement.worker);
             let close = MediaCommand::Close { object: MediaObject::Router };
@@ -472,22 +458,6 @@ impl<R> Core<R> {
             && self.is_live(&next.placement)
         {
             self.turns.close(next.placement.worker);
-        }
-    }
-
-    /// Answers those who wait for something that will not be.
-    fn refuse_waiting(
-        &mut self,
-        router: Creation<R>,
-        creations: BTreeMap<MediaObject, Creation<R>>,
-        why: &str,
-    ) {
-        for creation in std::iter::once(router).chain(creations.into_values()) {
-            if let Creation::Asked(waiting) = creation {
-                for to in waiting {
-                    self.reply(to, Err(MediaError::Unavailable { reason: why.to_owned() }.into()));
-                }
-            }
         }
     }
 

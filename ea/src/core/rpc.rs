@@ -88,9 +88,9 @@ impl<R> Core<R> {
         if let Some(held) = &mut room.held {
             if held.place.media_epoch == media_epoch {
                 held.place.epoch = held.place.epoch.max(epoch);
-                match &mut held.router {
-                    Creation::Asked(waiting) => waiting.push(reply),
-                    Creation::Done(_) => {
+                match &mut held.opening {
+                    Some(waiting) => waiting.push(reply),
+                    None => {
                         let placement = held.place.placement.clone();
                         self.opened(reply, placement, room);
                     }
@@ -106,7 +106,7 @@ impl<R> Core<R> {
             self.reply(reply, Err(MediaError::Unavailable { reason: reason.into() }.into()));
             return;
         }
-        let Some(worker) = self.turns.next() else {
+        let Some(worker) = self.turns.give() else {
             let reason = "no SFU worker is running on this EA".into();
             self.reply(reply, Err(MediaError::Unavailable { reason }.into()));
             return;
@@ -172,28 +172,12 @@ impl<R> Core<R> {
             self.reply(reply, Err(MediaError::Unavailable { reason }.into()));
             return;
         }
-        let object = created_by(&command);
-        if let Some(object) = &object {
-            match held.creations.get_mut(object) {
-                Some(Creation::Asked(waiting)) => return waiting.push(reply),
-                Some(Creation::Done(answer)) => {
-                    let answer = answer.clone();
-                    self.reply(reply, Ok(EaAnswer::Media { answer }));
-                    return;
-                }
-                None => {}
-            }
-        }
+        // The worker answers a repeated creation with what it made first, so repetitions are simply passed on.
+        let fresh = created_by(&command).filter(|object| !held.objects.contains(object));
         let since = self.now;
-        let committed = object.as_ref().is_some_and(|o| is_in(&room.fold, o));
+        let committed = fresh.as_ref().is_some_and(|object| is_in(&room.fold, object));
         held.objects.sent(&command, || Origin { epoch, since, committed });
-        let purpose = match object {
-            Some(object) => {
-                held.creations.insert(object.clone(), Creation::Asked(Vec::new()));
-                Purpose::Create(object, reply)
-            }
-            None => Purpose::Request(reply),
-        };
+        let purpose = Purpose::Request(reply, fresh);
         let place = held.place.clone();
         self.send(id, &place, command, purpose);
     }
@@ -213,7 +197,15 @@ impl<R> Core<R> {
             worker.pending = worker.pending.saturating_sub(1);
         }
         match pending.purpose {
-            Purpose::Request(reply) => {
+            Purpose::Request(reply, made) => {
+                if let (Some(object), Err(_)) = (made, &result) {
+                    self.with_room(&pending.room, |_, room| {
+                        let held = room.held.as_mut().filter(|h| h.place.media_epoch == pending.media_epoch);
+                        if let Some(held) = held {
+                            held.objects.remove(&object);
+                        }
+                    });
+                }
                 self.reply(reply, result.map(|answer| EaAnswer::Media { answer }).map_err(RpcError::Media));
             }
             Purpose::Follow => {
@@ -225,17 +217,6 @@ impl<R> Core<R> {
                 self.with_room(&pending.room, |core, room| {
                     core.router_made(&pending.room, room, pending.media_epoch, result);
                 });
-            }
-            Purpose::Create(object, reply) => {
-                let mut waiting = vec![reply];
-                self.with_room(&pending.room, |_, room| {
-                    let held = room.held.as_mut().filter(|h| h.place.media_epoch == pending.media_epoch);
-                    if let Some(held) = held {
-                        waiting.extend(held.made(object, &result));
-                    }
-                });
-                let result = result.map(|answer| EaAnswer::Media { answer }).map_err(RpcError::Media);
-                waiting.into_iter().for_each(|to| self.reply(to, result.clone()));
             }
             Purpose::Sweep => {
                 self.with_room(&pending.room, |core, room| {
@@ -253,11 +234,9 @@ impl<R> Core<R> {
         result: Result<MediaAnswer, MediaError>,
     ) {
         let Some(held) = room.held.as_mut().filter(|h| h.place.media_epoch == media_epoch) else { return };
-        let Creation::Asked(waiting) = &mut held.router else { return };
-        let waiting = std::mem::take(waiting);
+        let waiting = held.opening.take().unwrap_or_default();
         match result {
-            Ok(answer) => {
-                held.router = Creation::Done(answer);
+            Ok(_) => {
                 let placement = held.place.placement.clone();
                 waiting.into_iter().for_each(|to| self.opened(to, placement.clone(), room));
             }
@@ -267,27 +246,6 @@ impl<R> Core<R> {
                 waiting.into_iter().for_each(|to| self.reply(to, Err(error.clone().into())));
             }
         }
-    }
-}
-
-impl<R> Held<R> {
-    /// The worker has answered the making of `object`; gives back who else waits for it.
-    fn made(&mut self, object: MediaObject, result: &Result<MediaAnswer, MediaError>) -> Vec<R> {
-        // It may have been closed meanwhile; then nobody waits any more and nothing is kept.
-        let Some(Creation::Asked(waiting)) = self.creations.remove(&object) else { return Vec::new() };
-        match result {
-            Ok(answer) => {
-                if self.objects.origin(&object).is_some_and(|origin| !origin.committed) {
-                    self.creations.insert(object, Creation::Done(answer.clone()));
-                }
-            }
-            Err(_) => {
-                if self.objects.origin(&object).is_some_and(|origin| !origin.committed) {
-                    self.objects.remove(&object);
-                }
-            }
-        }
-        waiting
     }
 }
 
