@@ -11,3 +11,8 @@ pub mod service;
 pub mod timeline;
 mod timeline_ids;
 pub mod timeline_words;
+pub mod verify;
+mod verify_nodes;
+mod verify_room;
+mod verify_service;
+mod verify_turns;
