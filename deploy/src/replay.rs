@@ -1,7 +1,473 @@
-//! placeholder until the replay tool lands
-use std::process::ExitCode;
-#[derive(clap::Args)]
-pub struct ReplayArgs {}
-pub fn run(_args: ReplayArgs) -> anyhow::Result<ExitCode> {
-    anyhow::bail!("not built")
+//! `roomlog replay`: the on-call engineer's view of the log. Reads only, also beside a running `up`; what it says is put together in
+//! `roomlog-projections`, here it is opened, asked and printed.
+//!
+//! Exit status: 0 all is well, 1 `verify` found an error, 2 it could not be read.
+
+use std::{
+    fs,
+    io::{self, BufWriter, Write as _},
+    os::unix::fs::MetadataExt as _,
+    path::{Path, PathBuf},
+    process::ExitCode,
+    sync::Arc,
+    time::Instant,
+};
+
+use anyhow::{Context as _, bail};
+use clap::{Args, Subcommand};
+use roomlog_bus::{
+    commit::{Commit, StreamId, StreamKind},
+    events::Event,
+    ids::{ClientId, RoomId, Version},
+    journal::{Cursor, ReadError, read_all},
+    sled_journal::{Finding as JournalFinding, OpenReport, SledJournal},
+    time::Timestamp,
+};
+use roomlog_ec::decide;
+use roomlog_projections::{
+    replay::{self, RoomIndex, RoomRef, Until},
+    replay_text,
+    room::RoomState,
+    timeline::{self, Filter},
+    verify::{Severity, Verifier},
+};
+use serde_json::{Value, json};
+
+use crate::settings::DEFAULT_DATA;
+
+/// What `replay` is asked.
+#[derive(Args)]
+pub struct ReplayArgs {
+    /// Folder of the log: the data folder of `roomlog up`, running or not, or a copy of it.
+    #[arg(long, env = "ROOMLOG_DATA", value_name = "DIR", default_value = DEFAULT_DATA, global = true)]
+    data: PathBuf,
+    /// Print one JSON document in place of text.
+    #[arg(long, global = true)]
+    json: bool,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// List the rooms, deleted ones too.
+    Rooms,
+    /// The timeline of a room, in plain words.
+    Show {
+        /// Its id, the beginning of its id, or name:NAME.
+        room: RoomRef,
+        /// Only what concerns this client: its id or the beginning of it.
+        #[arg(long, value_name = "ID")]
+        client: Option<String>,
+        #[command(flatten)]
+        span: Span,
+    },
+    /// The state of a room at a version or time; at its end if neither is given.
+    State {
+        /// Its id, the beginning of its id, or name:NAME.
+        room: RoomRef,
+        /// After this event.
+        #[arg(long, value_name = "N", conflicts_with = "at")]
+        version: Option<u64>,
+        /// At this time, such as 2026-11-22T15:04:05.678Z, or Unix milliseconds.
+        #[arg(long, value_name = "TIME")]
+        at: Option<Timestamp>,
+    },
+    /// Check the whole log: is it whole, does it keep the rules, can its decisions be made again.
+    Verify,
+    /// The timeline of the nodes: starts, ends, workers that died.
+    Nodes {
+        #[command(flatten)]
+        span: Span,
+    },
+    /// Every event of everything, one JSON line each, with the cursor to go on from.
+    Events {
+        /// Begin after this cursor.
+        #[arg(long, value_name = "CURSOR", default_value_t = 0)]
+        from: u64,
+        #[command(flatten)]
+        span: Span,
+    },
+}
+
+/// A stretch of time.
+#[derive(Args, Clone, Copy)]
+struct Span {
+    /// Not before this, such as 2026-11-22T15:04:05Z, or Unix milliseconds.
+    #[arg(long, value_name = "TIME")]
+    since: Option<Timestamp>,
+    /// Not after this.
+    #[arg(long, value_name = "TIME")]
+    until: Option<Timestamp>,
+}
+
+/// Reads the log as asked and prints what was found.
+pub fn run(args: ReplayArgs) -> anyhow::Result<ExitCode> {
+    let log = OpenLog::open(&args.data)?;
+    // The journal reads from a task of its own while this one works on what was read.
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
+    let mut out = BufWriter::new(io::stdout().lock());
+    let code = runtime.block_on(answer(&log, &args, &mut out)).and_then(|code| {
+        out.flush()?;
+        Ok(code)
+    });
+    runtime.shutdown_background();
+    match code {
+        // Whoever read has seen enough: `replay show … | head`.
+        Err(error) if is_broken_pipe(&error) => Ok(ExitCode::SUCCESS),
+        other => other,
+    }
+}
+
+fn is_broken_pipe(error: &anyhow::Error) -> bool {
+    error.downcast_ref::<io::Error>().is_some_and(|e| e.kind() == io::ErrorKind::BrokenPipe)
+}
+
+async fn answer(log: &OpenLog, args: &ReplayArgs, out: &mut impl io::Write) -> anyhow::Result<ExitCode> {
+    match &args.command {
+        Command::Rooms => rooms(log, args.json, out).await?,
+        Command::Show { room, client, span } => {
+            show(log, args.json, room, client.as_deref(), *span, out).await?
+        }
+        Command::State { room, version, at } => {
+            let until = match (version, at) {
+                (Some(version), _) => Until::Version(Version(*version)),
+                (None, Some(at)) => Until::Time(*at),
+                (None, None) => Until::End,
+            };
+            state(log, args.json, room, until, out).await?;
+        }
+        Command::Verify => return verify(log, args.json, out).await,
+        Command::Nodes { span } => nodes(log, args.json, *span, out).await?,
+        Command::Events { from, span } => events(log, *from, *span, out).await?,
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+// ---- the log ---------------------------------------------------------------------------------------------------------------
+
+/// A log opened for reading, and how.
+struct OpenLog {
+    journal: SledJournal,
+    folder: PathBuf,
+    report: OpenReport,
+    /// Process that writes it now.
+    writer: Writing,
+    holes: Vec<(u64, u64)>,
+}
+
+/// Who writes the folder now.
+enum Writing {
+    Nobody,
+    Process(u32),
+    /// The system does not say.
+    Unknown,
+}
+
+impl OpenLog {
+    fn open(data: &Path) -> anyhow::Result<Self> {
+        let folder = log_folder(data)?;
+        let (journal, report) = SledJournal::open_read_only(&folder)
+            .with_context(|| format!("the log in {} does not open", folder.display()))?;
+        let writer = writing(&folder);
+        let holes = report
+            .findings
+            .iter()
+            .filter_map(|f| if let JournalFinding::Hole { first, last, .. } = f { Some((*first, *last)) } else { None })
+            .collect();
+        Ok(Self { journal, folder, report, writer, holes })
+    }
+
+    /// How it was read, for people.
+    fn way(&self) -> String {
+        let beside = match self.writer {
+            Writing::Nobody => "no process writes it now".to_owned(),
+            Writing::Process(pid) => format!("beside process {pid}, which writes it; as it was a moment ago"),
+            Writing::Unknown => "whether a process writes it now is not known".to_owned(),
+        };
+        format!(
+            "read directly from {} ({beside}): {} commits in {} segments",
+            self.folder.display(),
+            self.report.last_sequence,
+            self.report.segments
+        )
+    }
+
+    /// The same, for programs; part of every JSON document but that of `state`.
+    fn read(&self) -> Value {
+        json!({
+            "folder": self.folder,
+            "way": "direct",
+            "writer_pid": match self.writer { Writing::Process(pid) => Some(pid), _ => None },
+            "cursor": self.report.last_sequence,
+            "segments": self.report.segments,
+            "streams": self.report.streams,
+            "damage": self.report.findings.iter().filter(|f| f.is_damage()).map(ToString::to_string).collect::<Vec<_>>(),
+        })
+    }
+
+    fn say_way(&self) {
+        eprintln!("{}", self.way());
+        if self.report.is_damaged() {
+            eprintln!("the log is damaged: `replay verify` says where; what follows may lack something");
+        }
+    }
+
+    async fn scan(
+        &self,
+        from: u64,
+        each: impl FnMut(&roomlog_bus::journal::Entry),
+    ) -> anyhow::Result<Vec<ReadError>> {
+        Ok(replay::scan(&self.journal, Cursor(vec![from]), &self.holes, each).await?)
+    }
+
+    /// The commits of the room that is meant.
+    async fn room(&self, wanted: &RoomRef) -> anyhow::Result<(RoomId, Vec<Arc<Commit>>)> {
+        let id = replay::find_room(&self.journal, &self.holes, wanted).await??;
+        let stream = StreamId::from(&id);
+        let commits = match read_all(&self.journal, &stream, Version(1)).await {
+            Ok(commits) => commits,
+            // The journal does not serve a stream that it cannot vouch for; what there is of it is what an engineer wants to see.
+            Err(error @ ReadError::Damaged { .. }) => {
+                eprintln!("{error}");
+                let mut commits = Vec::new();
+                self.scan(0, |entry| {
+                    if entry.commit.stream == stream {
+                        commits.push(entry.commit.clone());
+                    }
+                })
+                .await?;
+                commits
+            }
+            Err(error) => return Err(error.into()),
+        };
+        Ok((id, commits))
+    }
+}
+
+/// The folder of the log in a data folder, which may also be given itself.
+fn log_folder(data: &Path) -> anyhow::Result<PathBuf> {
+    if !data.is_dir() {
+        bail!("there is no folder {}; --data names the data folder of `roomlog up`", data.display());
+    }
+    let inside = data.join("log");
+    match [data, &inside].into_iter().find(|folder| folder.join("facts.json").is_file()) {
+        Some(folder) => Ok(folder.to_owned()),
+        None => bail!(
+            "{} is not the data folder of a Roomlog: neither it nor its log/ has a facts.json",
+            data.display()
+        ),
+    }
+}
+
+/// Which process holds the lock of the log, from the kernel's list of locks; trying the lock itself could make an `up` fail that starts
+/// at this moment.
+fn writing(folder: &Path) -> Writing {
+    let Ok(lock) = fs::metadata(folder.join("lock")) else { return Writing::Nobody };
+    let Ok(locks) = fs::read_to_string("/proc/locks") else { return Writing::Unknown };
+    for line in locks.lines() {
+        // 1: FLOCK  ADVISORY  WRITE 4211 fd:01:1843205 0 EOF
+        let fields: Vec<&str> = line.split_whitespace().collect();
+        let [_, "FLOCK", _, "WRITE", pid, place, ..] = fields.as_slice() else { continue };
+        if place.rsplit(':').next().and_then(|inode| inode.parse::<u64>().ok()) == Some(lock.ino()) {
+            return pid.parse().map_or(Writing::Unknown, Writing::Process);
+        }
+    }
+    Writing::Nobody
+}
+
+fn print_json(out: &mut impl io::Write, document: &Value) -> anyhow::Result<()> {
+    serde_json::to_writer_pretty(&mut *out, document).map_err(io::Error::from)?;
+    writeln!(out)?;
+    Ok(())
+}
+
+fn say_damage(damaged: &[ReadError]) {
+    for error in damaged {
+        eprintln!("{error}");
+    }
+}
+
+// ---- the questions -----------------------------------------------------------------------------------------------------------
+
+async fn rooms(log: &OpenLog, json: bool, out: &mut impl io::Write) -> anyhow::Result<()> {
+    let mut index = RoomIndex::default();
+    let damaged = log.scan(0, |entry| index.apply(&entry.commit)).await?;
+    if json {
+        let rooms: Vec<_> = index.rooms().collect();
+        return print_json(out, &json!({ "read": log.read(), "rooms": rooms }));
+    }
+    log.say_way();
+    say_damage(&damaged);
+    out.write_all(replay_text::rooms(index.rooms()).as_bytes())?;
+    Ok(())
+}
+
+async fn show(
+    log: &OpenLog,
+    json: bool,
+    room: &RoomRef,
+    client: Option<&str>,
+    span: Span,
+    out: &mut impl io::Write,
+) -> anyhow::Result<()> {
+    let (id, commits) = log.room(room).await?;
+    let client = client.map(|prefix| client_of(&id, &commits, prefix)).transpose()?;
+    let filter = Filter { client, since: span.since, until: span.until };
+    let moments = timeline::of_room(commits.iter().map(AsRef::as_ref), &filter);
+    if json {
+        return print_json(out, &json!({ "read": log.read(), "room": id, "events": moments }));
+    }
+    log.say_way();
+    if moments.is_empty() {
+        eprintln!("room {id} has {} commits, none of them in what was asked for", commits.len());
+    } else {
+        writeln!(out, "room {id}")?;
+    }
+    out.write_all(timeline::render(&moments, false).as_bytes())?;
+    Ok(())
+}
+
+/// The client whose id begins so, of all that were ever in the room.
+fn client_of(room: &RoomId, commits: &[Arc<Commit>], prefix: &str) -> anyhow::Result<ClientId> {
+    let mut fitting: Vec<ClientId> = Vec::new();
+    for raw in commits.iter().flat_map(|c| &c.events).filter(|e| e.kind.as_ref() == "ClientAdmitted") {
+        if let Ok(Event::ClientAdmitted(e)) = Event::decode(raw) {
+            if e.client.as_str() == prefix {
+                return Ok(e.client);
+            }
+            if e.client.as_str().starts_with(prefix) && !fitting.contains(&e.client) {
+                fitting.push(e.client);
+            }
+        }
+    }
+    match fitting.as_slice() {
+        [one] => Ok(one.clone()),
+        [] => bail!("no client of room {room} has an id that begins with {prefix}; `replay show {room}` lists them"),
+        several => bail!("{prefix} may be any of {several:?}; give more of the id"),
+    }
+}
+
+async fn state(
+    log: &OpenLog,
+    json: bool,
+    room: &RoomRef,
+    until: Until,
+    out: &mut impl io::Write,
+) -> anyhow::Result<()> {
+    let (id, commits) = log.room(room).await?;
+    let at = replay::state_at(commits.iter().map(AsRef::as_ref), until)?;
+    if json {
+        return print_json(out, &at.state.to_json());
+    }
+    log.say_way();
+    out.write_all(replay_text::state(id.as_str(), &at).as_bytes())?;
+    Ok(())
+}
+
+async fn nodes(log: &OpenLog, json: bool, span: Span, out: &mut impl io::Write) -> anyhow::Result<()> {
+    let filter = Filter { client: None, since: span.since, until: span.until };
+    let mut moments = Vec::new();
+    let damaged = log
+        .scan(0, |entry| {
+            if matches!(entry.commit.stream.kind(), StreamKind::Ea | StreamKind::Ec | StreamKind::Nuve) {
+                timeline::of_node(&mut moments, &entry.commit, &filter);
+            }
+        })
+        .await?;
+    if json {
+        return print_json(out, &json!({ "read": log.read(), "events": moments }));
+    }
+    log.say_way();
+    say_damage(&damaged);
+    out.write_all(timeline::render(&moments, true).as_bytes())?;
+    Ok(())
+}
+
+async fn events(log: &OpenLog, from: u64, span: Span, out: &mut impl io::Write) -> anyhow::Result<()> {
+    log.say_way();
+    let filter = Filter { client: None, since: span.since, until: span.until };
+    let mut written = Ok(());
+    let damaged = log
+        .scan(from, |entry| {
+            let commit = &entry.commit;
+            if written.is_err() || !filter.at(commit.time) {
+                return;
+            }
+            for (version, raw) in (commit.version.0..).zip(&commit.events) {
+                let line = json!({
+                    "cursor": entry.cursor,
+                    "stream": commit.stream,
+                    "version": version,
+                    "time": commit.time.to_string(),
+                    "time_us": commit.time,
+                    "commit": commit.id,
+                    "writer": commit.writer,
+                    "epoch": commit.epoch,
+                    "cause": commit.cause,
+                    "type": raw.kind,
+                    "schema": raw.schema,
+                    "data": raw.data.to_json(),
+                });
+                written = writeln!(out, "{line}");
+                if written.is_err() {
+                    return;
+                }
+            }
+        })
+        .await?;
+    written?;
+    say_damage(&damaged);
+    Ok(())
+}
+
+// ---- verify ------------------------------------------------------------------------------------------------------------------
+
+async fn verify(log: &OpenLog, json: bool, out: &mut impl io::Write) -> anyhow::Result<ExitCode> {
+    let began = Instant::now();
+    let mut verifier = Verifier::new(Some(&decide_again));
+    for finding in &log.report.findings {
+        let severity = if finding.is_damage() { Severity::Error } else { Severity::Warning };
+        verifier.journal(severity, finding.to_string());
+    }
+    let damaged = log.scan(0, |entry| verifier.commit(&entry.commit)).await?;
+    for error in damaged {
+        verifier.journal(Severity::Error, error.to_string());
+    }
+    let verdict = verifier.finish();
+    let elapsed = began.elapsed();
+    let code = if verdict.errors() > 0 { ExitCode::from(1) } else { ExitCode::SUCCESS };
+    if json {
+        let document = json!({
+            "read": log.read(),
+            "clean": verdict.errors() == 0,
+            "summary": verdict.summary,
+            "elapsed_ms": elapsed.as_millis() as u64,
+            "findings": verdict.findings,
+        });
+        print_json(out, &document)?;
+        return Ok(code);
+    }
+    log.say_way();
+    for finding in &verdict.findings {
+        writeln!(out, "{finding}")?;
+    }
+    writeln!(out, "{}; {:.2} s", verdict.summary, elapsed.as_secs_f64())?;
+    Ok(code)
+}
+
+/// Makes an EC's decision again from what its commit kept; none where it kept nothing: another role wrote it.
+fn decide_again(state: &RoomState, commit: &Commit) -> Option<Result<Vec<Event>, String>> {
+    if commit.writer.node.kind() != StreamKind::Ec || commit.command.0.is_empty() {
+        return None;
+    }
+    let command: decide::Command = match commit.command.decode() {
+        Ok(command) => command,
+        Err(error) => return Some(Err(format!("the command does not read: {error}"))),
+    };
+    let facts: decide::Facts = match commit.facts.decode() {
+        Ok(facts) => facts,
+        Err(error) => return Some(Err(format!("the facts do not read: {error}"))),
+    };
+    Some(decide::decide(state, &command, &facts).map_err(|refusal| format!("it is refused now: {refusal}")))
 }
