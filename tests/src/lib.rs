@@ -1,1 +1,22 @@
-//! placeholder
+//! What the cluster tests share: a cell of nodes in this process, the real binary as a process, an HTTP caller and a signalling client.
+
+pub mod cell;
+pub mod http;
+pub mod peer;
+pub mod process;
+
+use std::path::PathBuf;
+
+/// The built `roomlog` binary: `ROOMLOG_BIN`, else the one beside this test's own target folder. Panics with what to do when there is none.
+pub fn roomlog_bin() -> PathBuf {
+    if let Some(path) = std::env::var_os("ROOMLOG_BIN") {
+        return path.into();
+    }
+    let beside = std::env::current_exe().ok().and_then(|exe| Some(exe.parent()?.parent()?.join("roomlog")));
+    match beside {
+        Some(path) if path.exists() => path,
+        _ => panic!(
+            "these tests start the real binary: run `cargo build -p roomlog` first, or use ./deploy/test rust"
+        ),
+    }
+}

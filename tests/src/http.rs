@@ -1,0 +1,65 @@
+//! A small HTTP/1.1 caller for tests: one connection per call, JSON in and out. Enough for our own server, and nothing else.
+
+use anyhow::{Context, bail};
+use serde_json::Value;
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::TcpStream,
+};
+
+/// What came back.
+#[derive(Debug, Clone)]
+pub struct Answer {
+    /// Status code.
+    pub status: u16,
+    /// Header lines, as sent.
+    pub head: String,
+    /// The body as JSON; null when it is none.
+    pub body: Value,
+}
+
+/// Calls `method path` at `origin` (`http://host:port`).
+pub async fn call(
+    origin: &str,
+    method: &str,
+    path: &str,
+    key: Option<&str>,
+    body: Option<&Value>,
+) -> anyhow::Result<Answer> {
+    let host = origin.strip_prefix("http://").context("only http:// is called here")?.trim_end_matches('/');
+    let mut stream = TcpStream::connect(host).await.with_context(|| format!("cannot reach {host}"))?;
+    let body = body.map(Value::to_string).unwrap_or_default();
+    let auth = key.map(|key| format!("Authorization: Bearer {key}\r\n")).unwrap_or_default();
+    let request = format!(
+        "{method} {path} HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n{auth}Content-Type: application/json\r\nContent-Length: {}\r\n\r\n{body}",
+        body.len()
+    );
+    stream.write_all(request.as_bytes()).await?;
+    let mut answer = Vec::new();
+    stream.read_to_end(&mut answer).await?;
+    let text = String::from_utf8_lossy(&answer);
+    let Some((head, body)) = text.split_once("\r\n\r\n") else {
+        bail!("{method} {path}: no HTTP answer: {text:?}")
+    };
+    let status = head
+        .split(' ')
+        .nth(1)
+        .and_then(|s| s.parse().ok())
+        .with_context(|| format!("{method} {path}: {head:?}"))?;
+    Ok(Answer { status, head: head.to_owned(), body: serde_json::from_str(body).unwrap_or(Value::Null) })
+}
+
+/// Like [`call`], and fails unless the status is 2xx.
+pub async fn call_ok(
+    origin: &str,
+    method: &str,
+    path: &str,
+    key: Option<&str>,
+    body: Option<&Value>,
+) -> anyhow::Result<Value> {
+    let answer = call(origin, method, path, key, body).await?;
+    if answer.status / 100 != 2 {
+        bail!("{method} {path}: {} {}", answer.status, answer.body);
+    }
+    Ok(answer.body)
+}

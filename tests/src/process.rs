@@ -1,0 +1,89 @@
+//! `roomlog up` as a process of its own, to be killed.
+
+use std::{path::Path, process::Stdio, time::Duration};
+
+use anyhow::{Context, bail};
+use serde_json::Value;
+use tokio::{
+    io::{AsyncBufReadExt, BufReader},
+    process::{Child, Command},
+};
+
+use crate::{http, roomlog_bin};
+
+/// A start takes well under a second; a loaded two-core machine gets this.
+const START_WITHIN: Duration = Duration::from_secs(30);
+
+/// A running `roomlog up`.
+pub struct Up {
+    child: Child,
+    /// `http://host:port`.
+    pub origin: String,
+    /// The demo service's publishable key.
+    pub key: String,
+}
+
+impl Up {
+    /// Starts it on `data` with these further flags, and waits until it serves.
+    pub async fn start(data: &Path, flags: &[&str]) -> anyhow::Result<Self> {
+        let log = std::fs::OpenOptions::new().create(true).append(true).open(data.join("up.log"))?;
+        let mut child = Command::new(roomlog_bin())
+            .args(["up", "--listen", "127.0.0.1:0", "--data"])
+            .arg(data)
+            .args(flags)
+            .stdout(Stdio::piped())
+            .stderr(log)
+            .kill_on_drop(true)
+            .spawn()
+            .context("cannot start roomlog up")?;
+        let stdout = child.stdout.take().context("stdout is piped")?;
+        let mut lines = BufReader::new(stdout).lines();
+        let opened = async {
+            while let Some(line) = lines.next_line().await? {
+                if let Some(url) = line.strip_prefix("Open ") {
+                    return Ok(url.trim().trim_end_matches('/').to_owned());
+                }
+            }
+            bail!(
+                "roomlog up ended before it served: {}",
+                std::fs::read_to_string(data.join("up.log")).unwrap_or_default()
+            )
+        };
+        let origin = tokio::time::timeout(START_WITHIN, opened)
+            .await
+            .context("roomlog up does not serve in time")??;
+        let demo = http::call_ok(&origin, "GET", "/v1/demo", None, None).await?;
+        let key = demo["publishableKey"].as_str().context("no demo key")?.to_owned();
+        Ok(Self { child, origin, key })
+    }
+
+    /// Its process id.
+    pub fn pid(&self) -> u32 {
+        self.child.id().expect("it has not been waited for")
+    }
+
+    /// Resident memory, bytes.
+    pub fn resident(&self) -> anyhow::Result<u64> {
+        let statm = std::fs::read_to_string(format!("/proc/{}/statm", self.pid()))?;
+        let pages: u64 = statm.split(' ').nth(1).context("statm has a second field")?.parse()?;
+        Ok(pages * 4096)
+    }
+
+    /// A token for `user` in the room called `name`, made if it is not there.
+    pub async fn token(&self, name: &str, user: &str) -> anyhow::Result<Value> {
+        let body = serde_json::json!({ "user": user, "create": true });
+        http::call_ok(
+            &self.origin,
+            "POST",
+            &format!("/v1/rooms/name:{name}/tokens"),
+            Some(&self.key),
+            Some(&body),
+        )
+        .await
+    }
+
+    /// SIGKILL, and waits until it is gone.
+    pub async fn kill(mut self) {
+        let _ = self.child.kill().await;
+    }
+}
