@@ -92,6 +92,13 @@ impl App {
         Ok(Some(last.first().is_some_and(|commit| deletes(commit))))
     }
 
+    /// Waits a little until this node's own view has `version` of `stream`, so that a list asked for next has what was just made.
+    pub async fn settle(&self, stream: &StreamId, version: Version) {
+        /// Own commits come back within a millisecond; when they do not, the answer is right all the same, and lists lag.
+        const WAIT: std::time::Duration = std::time::Duration::from_millis(250);
+        self.directory.wait_for(stream, version, WAIT).await;
+    }
+
     /// A service, from the directory or, where that has not heard of it, from the journal.
     pub async fn service(&self, id: &ServiceId) -> Result<Option<ServiceState>, Problem> {
         if let Some(service) = self.directory.read().services.get(id) {

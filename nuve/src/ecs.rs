@@ -23,6 +23,9 @@ const TICK: Duration = Duration::from_millis(100);
 /// A tick this late means that this node was paused (suspended, swapped out, starved): what others did meanwhile it cannot know.
 const OWN_PAUSE: Duration = Duration::from_millis(500);
 
+/// Two requests to which nobody listened count as two only if they were this far apart: less is one moment, such as a reconnect.
+const APART: Duration = Duration::from_millis(900);
+
 /// How an EC is, in the order of how much may be expected of it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Health {
@@ -64,8 +67,10 @@ struct Heard {
     draining: bool,
     /// Rooms placed on it by this node since that heartbeat.
     placed: u64,
-    /// Requests in a row that nobody answered because nobody listened.
+    /// Requests in a row, [`APART`] from each other, to which nobody listened.
     no_responders: u32,
+    /// When the last of them was.
+    no_responders_at: Option<Instant>,
 }
 
 /// What a node said last, for lists.
@@ -172,6 +177,7 @@ impl Ecs {
             draining: beat.draining,
             placed: 0,
             no_responders: 0,
+            no_responders_at: None,
         };
         drop(heard);
         if news {
@@ -252,8 +258,12 @@ impl Ecs {
 
     /// A request to `ec` found nobody listening. Twice in a row, with time between, is as good as ten seconds of silence.
     pub fn found_no_responders(&self, ec: &EcId) {
-        if let Some(entry) = self.lock().get_mut(&StreamId::from(ec)) {
+        let now = Instant::now();
+        if let Some(entry) = self.lock().get_mut(&StreamId::from(ec))
+            && entry.no_responders_at.is_none_or(|at| now.duration_since(at) >= APART)
+        {
             entry.no_responders += 1;
+            entry.no_responders_at = Some(now);
         }
     }
 
@@ -261,6 +271,15 @@ impl Ecs {
     pub fn answered(&self, ec: &EcId) {
         if let Some(entry) = self.lock().get_mut(&StreamId::from(ec)) {
             entry.no_responders = 0;
+            entry.no_responders_at = None;
+        }
+    }
+
+    /// Another node heard `ec`: it is suspected here from now, not lost.
+    pub fn heard_elsewhere(&self, ec: &EcId) {
+        let suspected = Instant::now().checked_sub(self.suspect_after);
+        if let (Some(entry), Some(at)) = (self.lock().get_mut(&StreamId::from(ec)), suspected) {
+            entry.at = at;
         }
     }
 
@@ -277,6 +296,16 @@ impl Ecs {
 
 impl Heard {
     fn before_the_first(incarnation: Incarnation, at: Instant, alive: bool) -> Self {
-        Self { incarnation, at, alive, rooms: 0, clients: 0, draining: false, placed: 0, no_responders: 0 }
+        Self {
+            incarnation,
+            at,
+            alive,
+            rooms: 0,
+            clients: 0,
+            draining: false,
+            placed: 0,
+            no_responders: 0,
+            no_responders_at: None,
+        }
     }
 }

@@ -103,10 +103,8 @@ impl App {
             Some(true) => true,
             Some(false) => false,
             None => {
-                // Not heard of here: reading the journal is dearer than a look-up, so strangers pay first.
-                if kind == KeyKind::Secret {
-                    self.limited(self.limits.ip(address))?;
-                }
+                // Not heard of here: a service made elsewhere a moment ago, or a guess.
+                self.limited(self.limits.unheard())?;
                 self.service(&service).await?.is_some_and(|state| credentials::opens(&state, kind, key))
             }
         };
@@ -117,12 +115,12 @@ impl App {
         if kind == KeyKind::Secret {
             self.limited(self.limits.service(&service))?;
         }
-        self.limited(self.limits.cluster())?;
+        self.limited(self.limits.cluster().await)?;
         Ok(AnyKey { service, kind })
     }
 
     /// Whether the admin asks.
-    fn admin(&self, parts: &Parts) -> Result<(), Problem> {
+    async fn admin(&self, parts: &Parts) -> Result<(), Problem> {
         let address = peer(parts);
         let check = || {
             let key = bearer(&parts.headers)?;
@@ -138,7 +136,7 @@ impl App {
             }
         };
         match check() {
-            Ok(()) => self.limited(self.limits.cluster()),
+            Ok(()) => self.limited(self.limits.cluster().await),
             Err(problem) => self.limited(self.limits.ip(address)).and(Err(problem)),
         }
     }
@@ -165,7 +163,7 @@ impl FromRequestParts<AppState> for SecretKey {
 impl FromRequestParts<AppState> for AdminKey {
     type Rejection = Problem;
     async fn from_request_parts(parts: &mut Parts, app: &AppState) -> Result<Self, Problem> {
-        app.admin(parts).map(|()| Self)
+        app.admin(parts).await.map(|()| Self)
     }
 }
 
@@ -174,7 +172,7 @@ impl FromRequestParts<AppState> for Operator {
     async fn from_request_parts(parts: &mut Parts, app: &AppState) -> Result<Self, Problem> {
         let is_admin = bearer(&parts.headers).is_ok_and(|key| credentials::parse(key).is_none());
         if is_admin {
-            return app.admin(parts).map(|()| Self);
+            return app.admin(parts).await.map(|()| Self);
         }
         SecretKey::from_request_parts(parts, app).await.map(|_| Self)
     }

@@ -28,6 +28,8 @@ use tokio::{
 pub mod app;
 pub mod credentials;
 pub mod ecs;
+pub mod events;
+pub mod history;
 pub mod http;
 pub mod limits;
 pub mod metrics;
@@ -39,7 +41,9 @@ pub mod problem;
 pub mod rooms;
 pub mod services;
 pub mod settings;
+pub mod takeover;
 pub mod tokens;
+pub mod users;
 
 pub use settings::{EcPolicy, NuveSettings};
 
@@ -156,6 +160,7 @@ pub async fn start(
     let tasks = vec![
         listening,
         tokio::spawn(tokens::serve_keys(app.clone(), own, common, stopped.clone())),
+        tokio::spawn(takeover::watch_ecs(app.clone(), stopped.clone())),
         tokio::spawn(tend(app.clone(), stopped)),
     ];
     tracing::info!(node = %app.node, incarnation = incarnation.0, kid = app.signing.kid(), "NUVE started");

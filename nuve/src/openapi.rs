@@ -16,7 +16,9 @@ use utoipa::{
 };
 use utoipa_axum::{router::OpenApiRouter, routes};
 
-use crate::{app::AppState, http, metrics, nodes, pages, problem, rooms, services, tokens};
+use crate::{
+    app::AppState, events, history, http, metrics, nodes, pages, problem, rooms, services, tokens, users,
+};
 
 /// Bodies may have this many bytes: `metadata` of 16 KiB, escaped to the worst, and the rest beside it.
 const MAX_BODY_BYTES: usize = 64 * 1024;
@@ -55,6 +57,10 @@ pub fn router(app: AppState) -> Router {
         .routes(routes!(rooms::get, rooms::delete))
         .routes(routes!(tokens::create))
         .routes(routes!(tokens::locate))
+        .routes(routes!(users::list))
+        .routes(routes!(users::get, users::delete))
+        .routes(routes!(history::read))
+        .routes(routes!(events::stream))
         .routes(routes!(metrics::metrics))
         .routes(routes!(nodes::healthz))
         .routes(routes!(nodes::readyz))

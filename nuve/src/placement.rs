@@ -211,6 +211,7 @@ impl App {
                     match self.log.append(stream, room.head, draft, &[Event::from(event)]).await {
                         Ok(commit) => {
                             self.ecs.placed_on(&ec);
+                            self.metrics.placement();
                             tracing::info!(room = %room.id, %ec, reason, "room placed");
                             return Ok(Placed {
                                 room: room.id,

@@ -289,6 +289,7 @@ impl App {
         let subject = Subject::rpc(&StreamId::from(&owner.ec));
         let answer = ask(&*self.bus, subject, request, RPC_TIMEOUT).await;
         match &answer {
+            Err(RpcError::Unreachable { no_responders: true, .. }) => self.ecs.found_no_responders(&owner.ec),
             Err(RpcError::Unreachable { .. }) => {}
             _ => self.ecs.answered(&owner.ec),
         }
@@ -443,6 +444,7 @@ pub async fn create(
     let wanted = Wanted { name: new.name.clone(), eapolicy: new.eapolicy, metadata: new.metadata };
     match app.make_room(&service, wanted, false, cause).await? {
         Made::New { id, version, .. } => {
+            app.settle(&StreamId::from(&id), version).await;
             let room = app.look(&service, &RoomRef::Id(id.clone()), describe).await?;
             let room = room.ok_or_else(|| no_room(&id))?;
             let location = [(axum::http::header::LOCATION, format!("/v1/rooms/{id}"))];

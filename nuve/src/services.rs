@@ -111,6 +111,7 @@ pub async fn create(
     };
     let draft = Draft { cause, ..Draft::default() };
     let commit = app.log.append(StreamId::from(&id), None, draft, &[event.into()]).await?;
+    app.settle(&commit.stream, commit.last_version()).await;
     let service = ServiceWithKeys {
         id,
         name: new.name,

@@ -49,6 +49,12 @@ pub struct NuveSettings {
     pub service_per_s: u32,
     /// Requests per second to the API of this node, all callers together. 1000: the specification's figure for the cluster.
     pub cluster_per_s: u32,
+    /// Makes requests beyond `cluster_per_s` wait in order, instead of refusing them at once. Off: a caller that is told to come back
+    /// can do something else meanwhile.
+    pub queue: bool,
+    /// With the queue on: once the demand, served this second plus waiting, has reached this, the rest is refused at once. 10 000: the
+    /// specification's figure; at 1000 a second the last one waits 9 s, within the request's time limit.
+    pub queue_demand: u32,
     /// `locate` requests per second to this node: clients on their way back, limited apart from all others. 2000: an EC's few
     /// thousand clients are back within seconds.
     pub locate_per_s: u32,
@@ -77,6 +83,8 @@ impl Default for NuveSettings {
             ip_burst: 20,
             service_per_s: 500,
             cluster_per_s: 1_000,
+            queue: false,
+            queue_demand: 10_000,
             locate_per_s: 2_000,
             request_timeout_ms: 15_000,
             max_event_streams: 64,

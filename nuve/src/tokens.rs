@@ -29,6 +29,7 @@ use crate::{
     placement::{Placed, RoomBrief, Verdict, decide},
     problem::{self, Problem},
     rooms::{Made, RoomRef, Wanted, check_name, no_room},
+    takeover::{PeerAnswer, PeerRequest},
 };
 
 /// Queue group of NUVE nodes on their common RPC subject: one of them answers.
@@ -323,11 +324,12 @@ impl App {
     }
 
     async fn answer(&self, message: &Message, common: bool) -> Result<(), Disconnected> {
-        let answer = match Payload(message.payload.clone()).decode::<NuveRequest>() {
-            Ok(NuveRequest::TokenKeys) => {
+        let answer = match Payload(message.payload.clone()).decode::<PeerRequest>() {
+            Ok(PeerRequest::TokenKeys) => {
                 let keys = if common { self.all_keys().await } else { self.own_keys() };
-                Ok(NuveAnswer::Keys { keys })
+                Ok(PeerAnswer::Keys { keys })
             }
+            Ok(PeerRequest::Heard { ec }) => Ok(PeerAnswer::Heard { heard: self.heard_lately(&ec) }),
             Err(error) => Err(RpcError::Malformed { reason: error.to_string() }),
         };
         respond(&*self.bus, message, Payload::encode(&answer).0).await

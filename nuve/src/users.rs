@@ -1,0 +1,163 @@
+//! Users of a room: its clients, as its fold has them, and putting one out.
+
+use axum::{
+    Json,
+    extract::State,
+    http::StatusCode,
+    response::{IntoResponse, Response},
+};
+use roomlog_bus::{
+    ids::{ClientId, RoomId, Version},
+    rpc::{EcAnswer, EcRequest, RpcError},
+};
+use roomlog_projections::room::{Client, RoomState};
+use serde::Serialize;
+use utoipa::ToSchema;
+
+use crate::{
+    app::AppState,
+    ecs::Health,
+    http::{At, Params, SecretKey, version_header},
+    placement::silent,
+    problem::{self, Problem},
+    rooms::{MinVersion, RoomRef, ec_failed, no_room},
+};
+
+/// A user in a room.
+#[derive(Serialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct User {
+    /// The client's id.
+    #[schema(value_type = String)]
+    id: ClientId,
+    /// The name its token was made for.
+    user: String,
+    /// The name it goes by; absent until it has joined.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    display_name: Option<String>,
+    /// What it may do.
+    role: String,
+    /// Whether it has joined, so that others see it.
+    joined: bool,
+    /// Whether its socket is there; it may come back if not.
+    connected: bool,
+    /// The EA that carries its media.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    ea: Option<String>,
+    /// When it was let in, Unix milliseconds.
+    since: u64,
+}
+
+/// Users of a room.
+#[derive(Serialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Users {
+    /// The room.
+    #[schema(value_type = String)]
+    room_id: RoomId,
+    /// The version of the room they are of.
+    version: u64,
+    /// Sorted by id.
+    users: Vec<User>,
+}
+
+fn describe(id: &ClientId, client: &Client) -> User {
+    User {
+        id: id.clone(),
+        user: client.user.clone(),
+        display_name: client.joined.as_ref().map(|joined| joined.display_name.clone()),
+        role: client.role.clone(),
+        joined: client.joined.is_some(),
+        connected: client.resume_until.is_none(),
+        ea: client.ea.as_ref().map(ToString::to_string),
+        since: client.admitted.as_millis(),
+    }
+}
+
+fn no_user(room: &RoomRef, user: &str) -> Problem {
+    problem::NO_USER.detail(format!("User {user:?} is not in room {room}."))
+}
+
+/// Lists who is in a room.
+#[utoipa::path(get, path = "/v1/rooms/{room}/users", tag = "users", params(("room" = String, Path, description = "id, or `name:<name>`"), MinVersion), security(("secret" = [])), responses(
+    (status = 200, body = Users), (status = 404, body = problem::ProblemDocument),
+))]
+pub async fn list(
+    State(app): State<AppState>,
+    SecretKey(service): SecretKey,
+    At(room): At<String>,
+    Params(params): Params<MinVersion>,
+) -> Result<Response, Problem> {
+    let all = |id: &RoomId, state: &RoomState| Users {
+        room_id: id.clone(),
+        version: state.version().0,
+        users: state.clients.iter().map(|(id, client)| describe(id, client)).collect(),
+    };
+    let users = app.look_from(&service, &RoomRef::parse(&room)?, params.min_version, all).await?;
+    Ok((version_header(Version(users.version)), Json(users)).into_response())
+}
+
+/// Reads one user.
+#[utoipa::path(get, path = "/v1/rooms/{room}/users/{user}", tag = "users", params(
+    ("room" = String, Path, description = "id, or `name:<name>`"), ("user" = String, Path, description = "client id"), MinVersion), security(("secret" = [])), responses(
+    (status = 200, body = User), (status = 404, body = problem::ProblemDocument),
+))]
+pub async fn get(
+    State(app): State<AppState>,
+    SecretKey(service): SecretKey,
+    At((room, user)): At<(String, String)>,
+    Params(params): Params<MinVersion>,
+) -> Result<Response, Problem> {
+    let room = RoomRef::parse(&room)?;
+    let client = ClientId::new(&user).map_err(|_| no_user(&room, &user))?;
+    let one = |_: &RoomId, state: &RoomState| {
+        let user = state.clients.get(&client).map(|found| describe(&client, found));
+        (state.version(), user)
+    };
+    let (version, found) = app.look_from(&service, &room, params.min_version, one).await?;
+    let found = found.ok_or_else(|| no_user(&room, &user))?;
+    Ok((version_header(version), Json(found)).into_response())
+}
+
+/// Puts a user out of a room.
+#[utoipa::path(delete, path = "/v1/rooms/{room}/users/{user}", tag = "users", params(
+    ("room" = String, Path, description = "id, or `name:<name>`"), ("user" = String, Path, description = "client id")), security(("secret" = [])), responses(
+    (status = 204, description = "put out", headers(("Roomlog-Version" = u64, description = "version of the room"))),
+    (status = 404, body = problem::ProblemDocument), (status = 503, description = "the room's EC does not answer", body = problem::ProblemDocument),
+))]
+pub async fn delete(
+    State(app): State<AppState>,
+    SecretKey(service): SecretKey,
+    At((room, user)): At<(String, String)>,
+) -> Result<Response, Problem> {
+    /// How often the owner is looked up again when it says that it is not the owner any more.
+    const ROUNDS: u32 = 3;
+    let room = RoomRef::parse(&room)?;
+    let client = ClientId::new(&user).map_err(|_| no_user(&room, &user))?;
+    let (id, mut owner) =
+        app.look_from(&service, &room, None, |id, state| (id.clone(), state.owner.clone())).await?;
+    for _ in 0..ROUNDS {
+        // A room that no EC ever had has nobody in it.
+        let owning = owner.ok_or_else(|| no_user(&room, &user))?;
+        if app.health_of(&owning) == Health::Lost {
+            return Err(silent(&id, &owning.ec));
+        }
+        let request = EcRequest::RemoveClient {
+            room: id.clone(),
+            client: client.clone(),
+            reason: "put out by the application".into(),
+        };
+        match app.ask_owner(&owning, &request).await {
+            Ok(EcAnswer::Version { version }) => {
+                return Ok((StatusCode::NO_CONTENT, version_header(version)).into_response());
+            }
+            Err(RpcError::NotFound { .. }) => return Err(no_user(&room, &user)),
+            Err(RpcError::NotOwner { .. }) => {
+                let state = app.room_in_journal(&id).await?.filter(|state| !state.deleted);
+                owner = state.ok_or_else(|| no_room(&id))?.owner;
+            }
+            other => return Err(ec_failed(&id, &owning, other)),
+        }
+    }
+    Err(problem::CONTENDED.detail(format!("Room {id} moves from EC to EC.")).retry_after(1))
+}
