@@ -9,7 +9,7 @@ use roomlog_bus::{
         ConsumerInventory, MediaAnswer, MediaCommand, MediaError, MediaObject, ProducerInventory, RouterInventory,
         TransportInventory, TransportState,
     },
-    ortc::{ConsumerLayers, DtlsParameters, DtlsRole, MediaKind, RtpCapabilities, RtpParameters},
+    ortc::{ConsumerLayers, ConsumerType, DtlsParameters, DtlsRole, MediaKind, RtpCapabilities, RtpParameters},
 };
 
 use crate::{
@@ -259,9 +259,10 @@ impl Worker {
         let (sequence, rtx_sequence) = (self.rng.random_range(0..1 << 15), self.rng.random_range(0..1 << 15));
         let consumer = Consumer::new(place, producer, params, sequence, rtx_sequence);
         let answer = consumer_answer(&consumer);
-        let ssrc = consumer.ssrc;
+        let (ssrc, consumer_type) = (consumer.ssrc, consumer.consumer_type);
         let key = self.consumers.insert(consumer);
         transport.outgoing.insert(ssrc, key);
+        transport.layered += usize::from(consumer_type == ConsumerType::Simulcast);
         transport.consumers.push(key);
         if let Some(producer) = self.producers.get_mut(producer_key) {
             producer.consumers.push(key);
@@ -414,6 +415,7 @@ impl Worker {
         if let Some(transport) = self.transports.get_mut(consumer.transport) {
             transport.consumers.retain(|&other| other != key);
             transport.outgoing.remove(&consumer.ssrc);
+            transport.layered -= usize::from(consumer.consumer_type == ConsumerType::Simulcast);
         }
         if let Some(producer) = self.producers.get_mut(consumer.producer) {
             producer.consumers.retain(|&other| other != key);

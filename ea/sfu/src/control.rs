@@ -218,6 +218,7 @@ impl FrameDecoder {
         self.buffer.extend_from_slice(bytes);
     }
 
+    #[allow(clippy::should_implement_trait, reason = "it reads another type at each call, which an iterator cannot")]
     /// The next whole frame as a `T`; `None` until more bytes come. After an error the stream cannot be trusted any more.
     pub fn next<T: DeserializeOwned>(&mut self) -> Result<Option<T>, ControlError> {
         let rest = &self.buffer[self.taken..];

@@ -239,7 +239,7 @@ impl Dtls {
     fn read(&mut self, context: &DtlsContext, now: Instant, bytes: &[u8]) -> Result<Option<DtlsEvent>, DtlsError> {
         let events = match self.endpoint.read(now, PEER, None, BytesMut::from(bytes)) {
             Ok(events) => events,
-            Err(error) if error == rtc_shared::error::Error::ErrAlertFatalOrClose => {
+            Err(rtc_shared::error::Error::ErrAlertFatalOrClose) => {
                 return Err(DtlsError::Handshake("the client sent a fatal alert".into()));
             }
             // Anybody who guesses the address can send nonsense, so nonsense ends nothing; a broken handshake ends by its timeout.

@@ -330,6 +330,9 @@ impl Worker {
         if let Some(producer) = self.producers.get(consumer.producer) {
             consumer.choose_stream(now, &producer.streams);
         }
+        // Its layers may want to be looked at sooner than anything else on the transport.
+        let transport = consumer.transport;
         self.want_key_frame(now, key);
+        self.schedule(now, transport);
     }
 }

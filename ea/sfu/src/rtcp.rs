@@ -142,7 +142,7 @@ fn begin(out: &mut Vec<u8>, count: u8, kind: u8) -> usize {
 }
 
 fn end(out: &mut Vec<u8>, at: usize) {
-    while (out.len() - at) % 4 != 0 {
+    while !(out.len() - at).is_multiple_of(4) {
         out.push(0);
     }
     let words = ((out.len() - at) / 4 - 1) as u16;

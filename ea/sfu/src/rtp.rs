@@ -193,7 +193,7 @@ impl<'a> HeaderWriter<'a> {
             return;
         }
         let block = self.start + FIXED_HEADER + 4;
-        while (self.out.len() - block) % 4 != 0 {
+        while !(self.out.len() - block).is_multiple_of(4) {
             self.out.push(0);
         }
         // At most 14 elements of 17 bytes: 60 words, so the cast cannot cut.

@@ -7,7 +7,10 @@
 use std::{
     io::{self, Read, Write},
     net::SocketAddr,
-    sync::mpsc::{self, Receiver, SyncSender, TrySendError},
+    sync::{
+        Arc,
+        mpsc::{self, Receiver, SyncSender, TrySendError},
+    },
     thread,
     time::Instant,
 };
@@ -51,6 +54,12 @@ pub enum WorkerError {
         /// The kernel's words.
         source: io::Error,
     },
+    /// Clients could not be told where to send to.
+    #[error("the worker listens on {listen}, which is no address a client can send to: configure the announced addresses")]
+    NoAddress {
+        /// The wanted address.
+        listen: SocketAddr,
+    },
     /// DTLS could not be set up.
     #[error(transparent)]
     Dtls(#[from] DtlsError),
@@ -73,6 +82,9 @@ enum FromParent {
 pub fn run_worker() -> Result<(), WorkerError> {
     let mut decoder = FrameDecoder::new();
     let config = read_config(&mut decoder)?;
+    if config.listen.ip().is_unspecified() && config.announced.is_empty() {
+        return Err(WorkerError::NoAddress { listen: config.listen });
+    }
     let bind = |source| WorkerError::Bind { listen: config.listen, source };
     let mut net = Net::bind(config.listen, config.socket_buffer_bytes).map_err(bind)?;
     let udp = net.local_addr().map_err(bind)?;
@@ -82,8 +94,9 @@ pub fn run_worker() -> Result<(), WorkerError> {
 
     let mut poll = Poll::new().map_err(WorkerError::Poll)?;
     poll.registry().register(net.socket(), UDP, Interest::READABLE).map_err(WorkerError::Poll)?;
-    let waker = Waker::new(poll.registry(), CONTROL).map_err(WorkerError::Poll)?;
-    let requests = spawn_reader(decoder, waker);
+    // Held here too: a waker that is dropped right after its wake takes the wake with it, and the reader ends with one.
+    let waker = Arc::new(Waker::new(poll.registry(), CONTROL).map_err(WorkerError::Poll)?);
+    let requests = spawn_reader(decoder, waker.clone());
     let answers = spawn_writer();
     tell(&answers, &FromWorker::Ready { udp })?;
     tracing::info!(%udp, "serving");
@@ -159,7 +172,7 @@ fn read_config(decoder: &mut FrameDecoder) -> Result<WorkerConfig, WorkerError> 
     }
 }
 
-fn spawn_reader(mut decoder: FrameDecoder, waker: Waker) -> Receiver<FromParent> {
+fn spawn_reader(mut decoder: FrameDecoder, waker: Arc<Waker>) -> Receiver<FromParent> {
     let (sender, receiver) = mpsc::sync_channel(REQUEST_QUEUE);
     thread::spawn(move || {
         let mut stdin = io::stdin().lock();

@@ -250,7 +250,7 @@ impl RecvStream {
         let received_now = self.packets.saturating_sub(self.received_prior);
         (self.expected_prior, self.received_prior) = (expected, self.packets);
         let lost_now = expected_now.saturating_sub(received_now);
-        self.fraction_lost = if expected_now == 0 { 0 } else { (lost_now * 256 / expected_now).min(255) as u8 };
+        self.fraction_lost = (lost_now * 256).checked_div(expected_now).unwrap_or(0).min(255) as u8;
         self.score = if !self.is_active(now) { 0 } else { score(self.fraction_lost) };
         let (last_sr, delay) = self.last_sr.map_or((0, 0), |(sr, at)| {
             (sr, (now.saturating_duration_since(at).as_secs_f64() * 65536.0) as u32)

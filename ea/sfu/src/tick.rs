@@ -15,14 +15,17 @@ use crate::{
 /// How often a transport that media comes in on is looked after: bounds how late a repeated NACK or key frame request goes out.
 const BUSY_TICK: Duration = Duration::from_millis(20);
 
-/// How often a connected transport is looked after otherwise: bounds how late a layer that has fallen silent is left.
-const IDLE_TICK: Duration = Duration::from_millis(200);
+/// How often a transport with layered consumers is looked after: bounds how late a layer that has fallen silent is left.
+const LAYER_TICK: Duration = Duration::from_millis(200);
 
 /// Time between reports. RFC 3550 §6.2 scales it with the bandwidth; at a second the reports of a consumer cost about 60 byte/s.
 const REPORT_INTERVAL: Duration = Duration::from_secs(1);
 
 /// The canonical name under which the worker sends feedback; clients ignore it.
 const CNAME: &str = "roomlog";
+
+/// Time between two looks for the loudest: faster than this an interface would flicker.
+const SPEAKER_INTERVAL: Duration = Duration::from_millis(500);
 
 /// Louder than this (in dBov below full scale) somebody speaks; a quiet room is at 50 to 60.
 const SPEECH_LEVEL: f32 = 45.0;
@@ -39,7 +42,11 @@ impl Transport {
         };
         let busy = self.last_rtp.is_some_and(|at| now.saturating_duration_since(at) < REPORT_INTERVAL);
         let tick = self.srtp.as_ref().map(|_| {
-            now + if busy && !self.producers.is_empty() { BUSY_TICK } else { IDLE_TICK }
+            now + match (busy && !self.producers.is_empty(), self.layered > 0) {
+                (true, _) => BUSY_TICK,
+                (false, true) => LAYER_TICK,
+                (false, false) => REPORT_INTERVAL,
+            }
         });
         [self.dtls.poll_timeout(), expiry, tick].into_iter().flatten().min()
     }
@@ -160,6 +167,11 @@ impl Worker {
     /// Tells a room who is loudest, when that changes.
     fn find_speaker(&mut self, now: Instant, room: &roomlog_bus::ids::RoomId) {
         let Some(router) = self.rooms.get_mut(room) else { return };
+        // Every transport of the room comes by here once an interval; one look at all producers an interval is enough.
+        if router.speaker_at.is_some_and(|at| now.saturating_duration_since(at) < SPEAKER_INTERVAL) {
+            return;
+        }
+        router.speaker_at = Some(now);
         let loudest = router
             .producers
             .values()

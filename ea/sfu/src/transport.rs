@@ -200,6 +200,8 @@ pub struct Transport {
     pub producers: Vec<Key<Producer>>,
     /// What goes out on it.
     pub consumers: Vec<Key<Consumer>>,
+    /// How many of those pick among layers.
+    pub layered: usize,
     /// Incoming SSRCs.
     pub routes: HashMap<u32, Route>,
     /// Outgoing media SSRCs.
@@ -219,7 +221,7 @@ pub struct Transport {
     pub scheduled: Option<Instant>,
     /// When reports are due.
     pub next_report: Instant,
-    /// When consumers' layers are looked at.
+    /// When media came last.
     pub last_rtp: Option<Instant>,
     /// Counters.
     pub counters: Counters,
@@ -238,6 +240,7 @@ impl Transport {
             guards: HashMap::new(),
             producers: Vec::new(),
             consumers: Vec::new(),
+            layered: 0,
             routes: HashMap::new(),
             outgoing: HashMap::new(),
             extensions: ExtensionIds::default(),

@@ -49,6 +49,7 @@ pub(crate) struct Router {
     pub(crate) producers: BTreeMap<ProducerId, Key<Producer>>,
     pub(crate) consumers: BTreeMap<ConsumerId, Key<Consumer>>,
     pub(crate) speaker: Option<ProducerId>,
+    pub(crate) speaker_at: Option<Instant>,
 }
 
 /// The sans-IO worker.

@@ -189,6 +189,8 @@ fn a_packet_lost_on_the_way_in_is_asked_for_and_takes_its_place() {
     let got = bob.take_rtp();
     assert_eq!(relative(&got), [0, 1, 3, 4, 2], "the probe of 2 and the second 3 go nowhere");
     assert_eq!(got[4].payload(), vp8(3, false));
+    let stats = world.stats(MediaObject::Transport(bob.transport.clone()));
+    assert_eq!(stats[0]["refusedNonceReuses"], 0, "it was not left to the last defence");
     world.pass(500 * MS, &mut [&mut alice, &mut bob]);
     assert!(nacked(&alice.take_rtcp(), SSRC).is_empty(), "nothing is missing any more");
 }
