@@ -32,7 +32,7 @@ use super::{
     facts::JournalId,
     files,
     index::Position,
-    scan::Scan,
+    scan::{self, Scan},
 };
 use crate::{
     commit::{Commit, CommitId, Head, StreamId},
@@ -194,15 +194,39 @@ impl ClosedSegment {
         if let Some(tables) = kept.upgrade() {
             return Ok(tables);
         }
+        let tables = match self.stored_tables() {
+            Ok(tables) => tables,
+            // They only say what the blocks say themselves, so a reader need not fail for them.
+            Err(error) => {
+                tracing::warn!(segment = self.summary.segment, %error, "the tables in a manifest are damaged: the segment is scanned instead");
+                self.scanned_tables().ok_or(error)?
+            }
+        };
+        let tables = Arc::new(tables);
+        *kept = Arc::downgrade(&tables);
+        Ok(tables)
+    }
+
+    /// The tables in the manifest.
+    pub(super) fn stored_tables(&self) -> Result<Tables, ManifestError> {
         let mut file = open_manifest(&self.manifest)?;
         skip_part(&mut file)?;
         let tables: Tables = read_part(&mut file, &self.id)?;
         if tables.positions.len() != self.summary.streams.len() {
             return Err(ManifestError::Damaged("its tables do not fit its summary"));
         }
-        let tables = Arc::new(tables);
-        *kept = Arc::downgrade(&tables);
         Ok(tables)
+    }
+
+    /// The tables by the blocks themselves, if these are all there.
+    pub(super) fn scanned_tables(&self) -> Option<Tables> {
+        let file = File::open(self.log()).ok()?;
+        let number = self.summary.segment;
+        let scan = scan::scan(&file, &self.id, number).ok()?;
+        let numbers: Vec<u32> = scan.blocks.keys().copied().collect();
+        let described = describe(&file, &self.id, number, &scan, numbers.into_iter(), |_, _, _| ()).ok()?;
+        (described.streams == self.summary.streams && described.last == self.summary.last)
+            .then_some(described.tables)
     }
 
     /// Where the commits of `stream` are, and its last version here.
@@ -214,6 +238,16 @@ impl ClosedSegment {
             return Ok(None);
         };
         Ok(Some((self.tables()?, row, self.summary.streams[row].head.version)))
+    }
+
+    /// Reads every block; fails on the first that is not what was written.
+    pub(super) fn check(&self) -> Result<(), String> {
+        let tables = self.tables().map_err(|error| format!("manifest: {error}"))?;
+        tables
+            .blocks
+            .iter()
+            .try_for_each(|row| self.block(&tables, row.first).map(drop))
+            .map_err(|error| error.to_string())
     }
 
     /// The bytes of the block that holds `sequence`, checked.

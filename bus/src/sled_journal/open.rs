@@ -58,7 +58,7 @@ pub(super) fn open(directory: &Path, settings: JournalSettings) -> Result<(Write
     let numbers = numbers(&segments)?;
     let newest = numbers.last().copied();
     for number in numbers.first().copied().unwrap_or(1)..newest.unwrap_or(1) {
-        known.closed(number, Some(directory))?;
+        known.closed(number, Some(directory), settings.check_all)?;
     }
     let live = match newest {
         Some(number) => known.newest(number, directory, &settings)?,
@@ -140,10 +140,23 @@ impl Known {
     }
 
     /// Takes in segment `number`, which has a successor. With `directory` given, what is wrong is put right on disk; else only in memory.
-    pub(super) fn closed(&mut self, number: u32, directory: Option<&Path>) -> Result<(), OpenError> {
+    /// With `check` its blocks are read, too.
+    pub(super) fn closed(
+        &mut self,
+        number: u32,
+        directory: Option<&Path>,
+        check: bool,
+    ) -> Result<(), OpenError> {
         let said = Begin::read(&self.segments, number + 1, &self.facts.id);
         match ClosedSegment::open(&self.segments, number, self.facts.id) {
             Ok(closed) => {
+                if let Some(error) = check.then(|| closed.stored_tables().err()).flatten()
+                    && let Some(tables) = closed.scanned_tables()
+                {
+                    closed::write_manifest(&self.segments, &self.facts.id, &closed.summary, &tables)
+                        .map_err(|error| OpenError::io("write a manifest in", &self.segments, error))?;
+                    self.found(Finding::ManifestRebuilt { segment: number, reason: error.to_string() });
+                }
                 let wrong = match log_length(&closed.log()) {
                     None => {
                         if let Some(last) = closed.summary.last {
@@ -163,7 +176,8 @@ impl Known {
                     )),
                     Some(_) => said
                         .filter(|said| said.previous != closed.summary.last)
-                        .map(|said| older(&closed.summary, &said)),
+                        .map(|said| older(&closed.summary, &said))
+                        .or_else(|| check.then(|| closed.check().err()).flatten()),
                 };
                 match (wrong, directory) {
                     (Some(reason), Some(directory)) => {
@@ -327,9 +341,11 @@ impl Known {
         }
         if let Some(last) = summary.last {
             self.index.starts.insert(summary.first, number);
-            let after = summary.holes.last().map_or(0, |hole| hole.1).max(last.sequence);
-            self.next = self.next.max(after + 1);
+            self.next = self.next.max(last.sequence + 1);
             self.last = Some(last);
+        }
+        if let Some((_, last)) = summary.holes.last() {
+            self.next = self.next.max(last + 1);
         }
         self.index.segments.insert(number, Segment::Closed(Arc::new(closed)));
     }
@@ -345,7 +361,7 @@ impl Known {
         let begin = Begin::read(&self.segments, number, &self.facts.id);
         let mark = Mark::read(&self.segments, number, &self.facts.id);
         if closed::manifest_path(&self.segments, number).is_file() || path.join(keep::KEPT).is_file() {
-            self.closed(number, Some(directory))?;
+            self.closed(number, Some(directory), settings.check_all)?;
             return Ok(None);
         }
         if let Some(begin) = begin

@@ -35,7 +35,7 @@ pub(super) fn open(directory: &Path) -> Result<(Shared, OpenReport), OpenError> 
     let numbers = numbers(&segments)?;
     let newest = numbers.last().copied().unwrap_or(0);
     for number in numbers.first().copied().unwrap_or(1)..newest {
-        known.closed(number, None)?;
+        known.closed(number, None, false)?;
     }
     if newest > 0 {
         live(&mut known, newest)?;
@@ -50,7 +50,7 @@ pub(super) fn open(directory: &Path) -> Result<(Shared, OpenReport), OpenError> 
 /// Takes in the newest segment, as far as whole groups of it are there.
 fn live(known: &mut Known, number: u32) -> Result<(), OpenError> {
     if closed::manifest_path(&known.segments, number).is_file() {
-        return known.closed(number, None);
+        return known.closed(number, None, false);
     }
     let id = known.facts.id;
     let log = closed::directory_path(&known.segments, number).join("db");

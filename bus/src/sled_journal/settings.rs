@@ -31,6 +31,9 @@ pub struct JournalSettings {
     pub follow_queue: usize,
     /// sled's page cache, bytes. Default 32 MiB: the open segment's recent pages; older commits are read straight from closed files.
     pub cache_bytes: u64,
+    /// Whether opening reads every closed segment through, and sets damaged ones aside, instead of noticing damage when it is read.
+    /// Default no: a start must not take longer the older the journal is. `roomlog replay verify` does it on a running journal.
+    pub check_all: bool,
     /// sled's own flush interval. Default 500 ms, sled's default: no append waits for it, it only writes out what a crash of the
     /// writer thread would leave behind.
     pub flush_every: Duration,
@@ -49,6 +52,7 @@ impl Default for JournalSettings {
             recent_bytes: 32 << 20,
             follow_queue: 256,
             cache_bytes: 32 << 20,
+            check_all: false,
             flush_every: Duration::from_millis(500),
         }
     }
