@@ -6,10 +6,12 @@ use rand::{Rng, RngCore};
 use roomlog_bus::{
     ids::{ConsumerId, ProducerId, RoomId, TransportId, random_token},
     media::{
-        ConsumerInventory, MediaAnswer, MediaCommand, MediaError, MediaObject, ProducerInventory, RouterInventory,
-        TransportInventory, TransportState,
+        ConsumerInventory, MediaAnswer, MediaCommand, MediaError, MediaObject, ProducerInventory,
+        RouterInventory, TransportInventory, TransportState,
     },
-    ortc::{ConsumerLayers, ConsumerType, DtlsParameters, DtlsRole, MediaKind, RtpCapabilities, RtpParameters},
+    ortc::{
+        ConsumerLayers, ConsumerType, DtlsParameters, DtlsRole, MediaKind, RtpCapabilities, RtpParameters,
+    },
 };
 
 use crate::{
@@ -17,7 +19,7 @@ use crate::{
     consumer::{Consumer, Place},
     ortc::{self, OrtcError},
     producer::{ExtensionIds, Producer},
-    transport::{Route, Transport, Ice},
+    transport::{Ice, Route, Transport},
     worker::{Router, Worker},
 };
 
@@ -31,7 +33,9 @@ impl Worker {
                 Ok(MediaAnswer::Router { rtp_capabilities: self.capabilities.clone() })
             }
             MediaCommand::CreateTransport { transport } => self.create_transport(now, room, transport),
-            MediaCommand::ConnectTransport { transport, dtls } => self.connect_transport(now, room, &transport, &dtls),
+            MediaCommand::ConnectTransport { transport, dtls } => {
+                self.connect_transport(now, room, &transport, &dtls)
+            }
             MediaCommand::RestartIce { transport } => self.restart_ice(room, &transport),
             MediaCommand::Produce { transport, producer, kind, rtp_parameters, paused } => {
                 self.produce(room, &transport, producer, kind, rtp_parameters, paused)
@@ -44,7 +48,9 @@ impl Worker {
                 self.want_key_frame(now, key);
                 Ok(MediaAnswer::Done)
             }
-            MediaCommand::SetPreferredLayers { consumer, layers } => self.prefer_layers(now, room, &consumer, layers),
+            MediaCommand::SetPreferredLayers { consumer, layers } => {
+                self.prefer_layers(now, room, &consumer, layers)
+            }
             MediaCommand::SetPriority { consumer, priority } => {
                 let key = self.find_consumer(room, &consumer)?;
                 if priority == 0 {
@@ -61,7 +67,9 @@ impl Worker {
                 self.close_object(now, room, &object);
                 Ok(MediaAnswer::Done)
             }
-            MediaCommand::PauseProducer { producer, paused } => self.pause_producer(now, room, &producer, paused),
+            MediaCommand::PauseProducer { producer, paused } => {
+                self.pause_producer(now, room, &producer, paused)
+            }
             MediaCommand::PauseConsumer { consumer, paused } => {
                 let key = self.find_consumer(room, &consumer)?;
                 if let Some(consumer) = self.consumers.get_mut(key).filter(|c| c.paused != paused) {
@@ -77,7 +85,11 @@ impl Worker {
         self.rooms.get(room).ok_or(MediaError::NoRoom)
     }
 
-    pub(crate) fn find_transport(&self, room: &RoomId, id: &TransportId) -> Result<Key<Transport>, MediaError> {
+    pub(crate) fn find_transport(
+        &self,
+        room: &RoomId,
+        id: &TransportId,
+    ) -> Result<Key<Transport>, MediaError> {
         self.router(room)?.transports.get(id).copied().ok_or_else(|| missing("transport", id.as_str()))
     }
 
@@ -116,10 +128,17 @@ impl Worker {
         })
     }
 
-    fn connect_transport(&mut self, now: Instant, room: &RoomId, id: &TransportId, dtls: &DtlsParameters) -> Outcome {
+    fn connect_transport(
+        &mut self,
+        now: Instant,
+        room: &RoomId,
+        id: &TransportId,
+        dtls: &DtlsParameters,
+    ) -> Outcome {
         let key = self.find_transport(room, id)?;
         if dtls.role == DtlsRole::Server {
-            let reason = "the worker is always the DTLS server; the client must take the role client or auto".into();
+            let reason =
+                "the worker is always the DTLS server; the client must take the role client or auto".into();
             return Err(MediaError::BadParameters { reason });
         }
         if !dtls.fingerprints.iter().any(|f| f.algorithm.eq_ignore_ascii_case("sha-256")) {
@@ -130,7 +149,9 @@ impl Worker {
             if transport.dtls.same_fingerprints(&dtls.fingerprints) {
                 return Ok(MediaAnswer::Done);
             }
-            return Err(MediaError::WrongState { reason: "it is connected already, with other fingerprints".into() });
+            return Err(MediaError::WrongState {
+                reason: "it is connected already, with other fingerprints".into(),
+            });
         }
         let event = transport.dtls.connect(&self.dtls, now, &dtls.fingerprints);
         self.on_dtls(now, key, event);
@@ -165,26 +186,34 @@ impl Worker {
         paused: bool,
     ) -> Outcome {
         let transport_key = self.find_transport(room, transport_id)?;
-        let transport =
-            self.transports.get_mut(transport_key).ok_or_else(|| missing("transport", transport_id.as_str()))?;
+        let transport = self
+            .transports
+            .get_mut(transport_key)
+            .ok_or_else(|| missing("transport", transport_id.as_str()))?;
         // One canonical name for all of a client's producers, so that receivers play its sound and picture in step; browsers give
         // none with simulcast.
         let given = params.rtcp.cname.take().filter(|cname| !cname.is_empty());
-        let cname = transport.cname.get_or_insert_with(|| given.unwrap_or_else(|| random_token(&mut self.rng, 16)));
+        let cname =
+            transport.cname.get_or_insert_with(|| given.unwrap_or_else(|| random_token(&mut self.rng, 16)));
         params.rtcp.cname = Some(cname.clone());
         if let Ok(key) = self.find_producer(room, &id) {
             let existing = self.producers.get(key).ok_or_else(|| missing("producer", id.as_str()))?;
             if existing.transport != transport_key || existing.params != params {
-                return Err(MediaError::WrongState { reason: format!("producer {id} exists with other parameters") });
+                return Err(MediaError::WrongState {
+                    reason: format!("producer {id} exists with other parameters"),
+                });
             }
             return Ok(MediaAnswer::Producer { consumer_type: existing.consumer_type });
         }
         ortc::validate_rtp_parameters(&params).map_err(bad)?;
         let rng = &mut self.rng;
-        let mapping = ortc::producer_mapping(&params, &self.capabilities, &mut || fresh_ssrc(rng)).map_err(bad)?;
-        let consumable = ortc::consumable_parameters(kind, &params, &self.capabilities, &mapping).map_err(bad)?;
+        let mapping =
+            ortc::producer_mapping(&params, &self.capabilities, &mut || fresh_ssrc(rng)).map_err(bad)?;
+        let consumable =
+            ortc::consumable_parameters(kind, &params, &self.capabilities, &mapping).map_err(bad)?;
 
-        let transport = self.transports.get(transport_key).ok_or_else(|| missing("transport", transport_id.as_str()))?;
+        let transport =
+            self.transports.get(transport_key).ok_or_else(|| missing("transport", transport_id.as_str()))?;
         let ssrcs = params.encodings.iter().flat_map(|e| [e.ssrc, e.rtx.map(|rtx| rtx.ssrc)]).flatten();
         for ssrc in ssrcs {
             if transport.routes.contains_key(&ssrc) {
@@ -200,13 +229,22 @@ impl Worker {
             }
         }
 
-        let producer = Producer::new((id.clone(), room.clone(), transport_key), kind, paused, params, &mapping, consumable);
+        let producer = Producer::new(
+            (id.clone(), room.clone(), transport_key),
+            kind,
+            paused,
+            params,
+            &mapping,
+            consumable,
+        );
         let consumer_type = producer.consumer_type;
         let routes: Vec<(u32, usize, bool)> = producer
             .streams
             .iter()
             .enumerate()
-            .flat_map(|(index, s)| [s.ssrc.map(|ssrc| (ssrc, index, false)), s.rtx_ssrc.map(|ssrc| (ssrc, index, true))])
+            .flat_map(|(index, s)| {
+                [s.ssrc.map(|ssrc| (ssrc, index, false)), s.rtx_ssrc.map(|ssrc| (ssrc, index, true))]
+            })
             .flatten()
             .collect();
         let extensions = producer.extensions;
@@ -237,22 +275,28 @@ impl Worker {
         if let Ok(key) = self.find_consumer(room, &id) {
             let existing = self.consumers.get(key).ok_or_else(|| missing("consumer", id.as_str()))?;
             if existing.transport != transport_key || existing.producer != producer_key {
-                return Err(MediaError::WrongState { reason: format!("consumer {id} exists on other objects") });
+                return Err(MediaError::WrongState {
+                    reason: format!("consumer {id} exists on other objects"),
+                });
             }
             return Ok(consumer_answer(existing));
         }
-        let producer = self.producers.get(producer_key).ok_or_else(|| missing("producer", producer_id.as_str()))?;
+        let producer =
+            self.producers.get(producer_key).ok_or_else(|| missing("producer", producer_id.as_str()))?;
         if !ortc::can_consume(&producer.consumable, caps).map_err(bad)? {
             return Err(MediaError::CannotConsume { producer: producer_id.clone() });
         }
-        let transport =
-            self.transports.get_mut(transport_key).ok_or_else(|| missing("transport", transport_id.as_str()))?;
+        let transport = self
+            .transports
+            .get_mut(transport_key)
+            .ok_or_else(|| missing("transport", transport_id.as_str()))?;
         let mid = transport.next_mid.to_string();
         let mut ssrcs = [0, 0];
         while ssrcs[0] == ssrcs[1] || ssrcs.iter().any(|ssrc| transport.outgoing.contains_key(ssrc)) {
             ssrcs = [fresh_ssrc(&mut self.rng), fresh_ssrc(&mut self.rng)];
         }
-        let params = ortc::consumer_parameters(&producer.consumable, caps, &mid, ssrcs[0], ssrcs[1]).map_err(bad)?;
+        let params =
+            ortc::consumer_parameters(&producer.consumable, caps, &mid, ssrcs[0], ssrcs[1]).map_err(bad)?;
         transport.next_mid += 1;
         let place =
             Place { id: id.clone(), room: room.clone(), transport: transport_key, producer: producer_key };
@@ -273,7 +317,13 @@ impl Worker {
         Ok(answer)
     }
 
-    fn prefer_layers(&mut self, now: Instant, room: &RoomId, id: &ConsumerId, layers: ConsumerLayers) -> Outcome {
+    fn prefer_layers(
+        &mut self,
+        now: Instant,
+        room: &RoomId,
+        id: &ConsumerId,
+        layers: ConsumerLayers,
+    ) -> Outcome {
         let key = self.find_consumer(room, id)?;
         let Some(consumer) = self.consumers.get_mut(key) else { return Ok(MediaAnswer::Done) };
         consumer.preferred = Some(layers);
@@ -315,7 +365,9 @@ impl Worker {
             transports: router
                 .transports
                 .iter()
-                .filter_map(|(id, &key)| Some(TransportInventory { id: id.clone(), state: self.transports.get(key)?.state }))
+                .filter_map(|(id, &key)| {
+                    Some(TransportInventory { id: id.clone(), state: self.transports.get(key)?.state })
+                })
                 .collect(),
             producers: router
                 .producers
@@ -366,7 +418,8 @@ impl Worker {
     }
 
     pub(crate) fn close_router(&mut self, now: Instant, room: &RoomId) {
-        let transports: Vec<_> = self.rooms.get(room).into_iter().flat_map(|r| r.transports.values().copied()).collect();
+        let transports: Vec<_> =
+            self.rooms.get(room).into_iter().flat_map(|r| r.transports.values().copied()).collect();
         for transport in transports {
             self.close_transport(now, transport);
         }

@@ -3,7 +3,10 @@
 //! Each has its own SSRC, sequence numbers and timestamps, so that pauses and changes of layer of the producer leave no trace in
 //! what the client sees.
 
-use std::{rc::Rc, time::{Duration, Instant}};
+use std::{
+    rc::Rc,
+    time::{Duration, Instant},
+};
 
 use roomlog_bus::{
     ids::{ConsumerId, RoomId},
@@ -160,7 +163,13 @@ pub struct Place {
 impl Consumer {
     /// A paused consumer. `sequence` and `rtx_sequence` are where its numbers start; below 2^15, so that the first wrap cannot be
     /// taken for a packet from before the start (RFC 3711 §3.3.1).
-    pub fn new(place: Place, producer: &Producer, params: RtpParameters, sequence: u16, rtx_sequence: u16) -> Self {
+    pub fn new(
+        place: Place,
+        producer: &Producer,
+        params: RtpParameters,
+        sequence: u16,
+        rtx_sequence: u16,
+    ) -> Self {
         let encoding = params.encodings.first();
         let mut payload_types = 0;
         let mut rtx_payload_type = None;
@@ -171,9 +180,16 @@ impl Consumer {
                 payload_types |= 1u128 << (codec.payload_type & 0x7f);
             }
         }
-        let stamped = [uri::MID, uri::RTP_STREAM_ID, uri::REPAIRED_RTP_STREAM_ID, uri::TRANSPORT_WIDE_CC, uri::ABS_SEND_TIME];
+        let stamped = [
+            uri::MID,
+            uri::RTP_STREAM_ID,
+            uri::REPAIRED_RTP_STREAM_ID,
+            uri::TRANSPORT_WIDE_CC,
+            uri::ABS_SEND_TIME,
+        ];
         let mut passed_on = [0; 16];
-        for theirs in producer.params.header_extensions.iter().filter(|e| !stamped.contains(&e.uri.as_str())) {
+        for theirs in producer.params.header_extensions.iter().filter(|e| !stamped.contains(&e.uri.as_str()))
+        {
             let ours = params.header_extensions.iter().find(|e| e.uri == theirs.uri && !e.encrypt);
             if let (Some(ours), Some(slot)) = (ours, passed_on.get_mut(usize::from(theirs.id))) {
                 *slot = ours.id;
@@ -243,7 +259,8 @@ impl Consumer {
         if streams.len() < 2 {
             return false;
         }
-        let wish = self.preferred.map_or(streams.len() - 1, |p| usize::from(p.spatial_layer).min(streams.len() - 1));
+        let wish =
+            self.preferred.map_or(streams.len() - 1, |p| usize::from(p.spatial_layer).min(streams.len() - 1));
         // The wish or the best below it; when none of those sends, the smallest above.
         let best = (0..=wish).rev().chain(wish + 1..streams.len()).find(|&i| streams[i].is_active(now));
         match best {
@@ -295,7 +312,8 @@ impl Consumer {
         let header = &packet.packet.header;
         self.rewriter.sync(packet.place);
         if let Some((last_at, last)) = self.last {
-            let by_arrival = last.wrapping_add(self.ticks(packet.now.saturating_duration_since(last_at)).max(1));
+            let by_arrival =
+                last.wrapping_add(self.ticks(packet.now.saturating_duration_since(last_at)).max(1));
             if self.current == Some(packet.stream) {
                 // The same clock goes on; but a sender that started anew may have chosen another.
                 let straight = header.timestamp.wrapping_add(self.timestamp_shift);
@@ -303,7 +321,10 @@ impl Consumer {
                     self.timestamp_shift = by_arrival.wrapping_sub(header.timestamp);
                 }
             } else {
-                let to = self.by_sender_clock(packet).filter(|to| self.is_near(*to, by_arrival)).unwrap_or(by_arrival);
+                let to = self
+                    .by_sender_clock(packet)
+                    .filter(|to| self.is_near(*to, by_arrival))
+                    .unwrap_or(by_arrival);
                 // Never back: the old layer may have shown a later picture already.
                 let to = if (to.wrapping_sub(last) as i32) < 1 { last.wrapping_add(1) } else { to };
                 self.timestamp_shift = to.wrapping_sub(header.timestamp);
@@ -323,7 +344,8 @@ impl Consumer {
     fn by_sender_clock(&self, packet: &Incoming<'_>) -> Option<u32> {
         let old = self.clock?;
         let new = packet.streams.get(packet.stream)?.clock?;
-        let since_report = f64::from(packet.packet.header.timestamp.wrapping_sub(new.rtp) as i32) / f64::from(self.clock_rate);
+        let since_report = f64::from(packet.packet.header.timestamp.wrapping_sub(new.rtp) as i32)
+            / f64::from(self.clock_rate);
         let between = new.ntp.wrapping_sub(old.ntp) as i64 as f64 / 4_294_967_296.0;
         let ticks = ((between + since_report) * f64::from(self.clock_rate)).round() as i64;
         Some(old.rtp.wrapping_add(ticks as u32).wrapping_add(self.timestamp_shift))
@@ -371,7 +393,14 @@ impl Consumer {
     }
 
     /// Notes that a packet went out, for retransmission and statistics.
-    pub fn sent(&mut self, now: Instant, packet: &Rc<Stored>, how: &Outgoing, plain: usize, protected: &[u8]) {
+    pub fn sent(
+        &mut self,
+        now: Instant,
+        packet: &Rc<Stored>,
+        how: &Outgoing,
+        plain: usize,
+        protected: &[u8],
+    ) {
         self.packets += 1;
         self.payload_bytes += packet.payload().len() as u64;
         self.bytes += plain as u64;

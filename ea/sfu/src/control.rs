@@ -160,7 +160,9 @@ pub struct WorkerLoad {
 #[derive(Debug, thiserror::Error)]
 pub enum ControlError {
     /// The length field is out of bounds.
-    #[error("a control frame of {length} bytes was announced; at most {MAX_FRAME_BYTES} are allowed, so the two ends have lost step: restart the worker")]
+    #[error(
+        "a control frame of {length} bytes was announced; at most {MAX_FRAME_BYTES} are allowed, so the two ends have lost step: restart the worker"
+    )]
     TooLong {
         /// The length announced or needed.
         length: usize,
@@ -169,7 +171,9 @@ pub enum ControlError {
     #[error("writing a control frame failed: {0}")]
     Encode(#[from] rmp_serde::encode::Error),
     /// The body is not the expected message.
-    #[error("a control frame of {length} bytes is no {what}: {source}; are parent and worker of one version?")]
+    #[error(
+        "a control frame of {length} bytes is no {what}: {source}; are parent and worker of one version?"
+    )]
     Decode {
         /// Bytes in the body.
         length: usize,
@@ -218,7 +222,10 @@ impl FrameDecoder {
         self.buffer.extend_from_slice(bytes);
     }
 
-    #[allow(clippy::should_implement_trait, reason = "it reads another type at each call, which an iterator cannot")]
+    #[allow(
+        clippy::should_implement_trait,
+        reason = "it reads another type at each call, which an iterator cannot"
+    )]
     /// The next whole frame as a `T`; `None` until more bytes come. After an error the stream cannot be trusted any more.
     pub fn next<T: DeserializeOwned>(&mut self) -> Result<Option<T>, ControlError> {
         let rest = &self.buffer[self.taken..];
@@ -256,7 +263,9 @@ mod tests {
             FromWorker::Answer { id: 8, result: Err(MediaError::NoRoom) },
             FromWorker::Answer {
                 id: 9,
-                result: Ok(MediaAnswer::Stats { stats: serde_json::json!([{"type": "transport", "bytesSent": 12}]) }),
+                result: Ok(MediaAnswer::Stats {
+                    stats: serde_json::json!([{"type": "transport", "bytesSent": 12}]),
+                }),
             },
             FromWorker::Notification {
                 room: RoomId::new("r").unwrap(),

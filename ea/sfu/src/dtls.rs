@@ -90,9 +90,12 @@ impl DtlsContext {
     /// Makes a certificate and the configurations.
     pub fn new(provider: Arc<dyn RTCCryptoProvider>) -> Result<Self, DtlsError> {
         let setup = |e: &dyn std::fmt::Display| DtlsError::Setup(e.to_string());
-        let certificate =
-            Certificate::generate_self_signed(vec!["roomlog".to_owned()], provider.crypto()).map_err(|e| setup(&e))?;
-        let der = certificate.certificate.first().ok_or_else(|| DtlsError::Setup("no certificate was made".into()))?;
+        let certificate = Certificate::generate_self_signed(vec!["roomlog".to_owned()], provider.crypto())
+            .map_err(|e| setup(&e))?;
+        let der = certificate
+            .certificate
+            .first()
+            .ok_or_else(|| DtlsError::Setup("no certificate was made".into()))?;
         let fingerprint = fingerprint(provider.as_ref(), der)?;
         let build = |profile: SrtpProtectionProfile| {
             ConfigBuilder::default()
@@ -107,7 +110,9 @@ impl DtlsContext {
                 .map(Arc::new)
                 .map_err(|e| setup(&e))
         };
-        use SrtpProtectionProfile::{Srtp_Aead_Aes_128_Gcm, Srtp_Aead_Aes_256_Gcm, Srtp_Aes128_Cm_Hmac_Sha1_80};
+        use SrtpProtectionProfile::{
+            Srtp_Aead_Aes_128_Gcm, Srtp_Aead_Aes_256_Gcm, Srtp_Aes128_Cm_Hmac_Sha1_80,
+        };
         Ok(Self {
             gcm_128: build(Srtp_Aead_Aes_128_Gcm)?,
             gcm_256: build(Srtp_Aead_Aes_256_Gcm)?,
@@ -130,7 +135,8 @@ impl DtlsContext {
 
 /// The SHA-256 fingerprint of a certificate (RFC 8122 §5).
 pub fn fingerprint(provider: &dyn RTCCryptoProvider, der: &[u8]) -> Result<DtlsFingerprint, DtlsError> {
-    let hash = provider.crypto().hash(HashAlgorithm::Sha256, der).map_err(|e| DtlsError::Setup(e.to_string()))?;
+    let hash =
+        provider.crypto().hash(HashAlgorithm::Sha256, der).map_err(|e| DtlsError::Setup(e.to_string()))?;
     let value = hash.iter().map(|b| format!("{b:02X}")).collect::<Vec<_>>().join(":");
     Ok(DtlsFingerprint { algorithm: "sha-256".into(), value })
 }
@@ -197,7 +203,12 @@ impl Dtls {
     }
 
     /// Takes a datagram from the peer.
-    pub fn handle(&mut self, context: &DtlsContext, now: Instant, bytes: &[u8]) -> Result<Option<DtlsEvent>, DtlsError> {
+    pub fn handle(
+        &mut self,
+        context: &DtlsContext,
+        now: Instant,
+        bytes: &[u8],
+    ) -> Result<Option<DtlsEvent>, DtlsError> {
         if !self.guard(bytes) {
             self.refused += 1;
             return Ok(None);
@@ -236,7 +247,12 @@ impl Dtls {
         Ok(event)
     }
 
-    fn read(&mut self, context: &DtlsContext, now: Instant, bytes: &[u8]) -> Result<Option<DtlsEvent>, DtlsError> {
+    fn read(
+        &mut self,
+        context: &DtlsContext,
+        now: Instant,
+        bytes: &[u8],
+    ) -> Result<Option<DtlsEvent>, DtlsError> {
         let events = match self.endpoint.read(now, PEER, None, BytesMut::from(bytes)) {
             Ok(events) => events,
             Err(rtc_shared::error::Error::ErrAlertFatalOrClose) => {
@@ -402,10 +418,13 @@ fn fragments(mut rest: &[u8]) -> impl Iterator<Item = Option<Fragment<'_>>> {
             rest = &[];
             return Some(None);
         };
-        let u24 = |at: usize| usize::from(head[at]) << 16 | usize::from(head[at + 1]) << 8 | usize::from(head[at + 2]);
+        let u24 = |at: usize| {
+            usize::from(head[at]) << 16 | usize::from(head[at + 1]) << 8 | usize::from(head[at + 2])
+        };
         let (length, offset, size) = (u24(1), u24(6), u24(9));
         let end = (HANDSHAKE_HEADER + size).min(rest.len());
-        let sane = HANDSHAKE_HEADER + size <= rest.len() && offset + size <= length && (size > 0 || length == 0);
+        let sane =
+            HANDSHAKE_HEADER + size <= rest.len() && offset + size <= length && (size > 0 || length == 0);
         let fragment = Fragment {
             kind: head[0],
             length,

@@ -3,7 +3,10 @@
 //! With RTX only the incoming packet is kept, shared among all consumers of the producer, and the retransmission is written anew on
 //! its own SSRC. Without RTX the same sequence number must never go out with other bytes (GCM nonce), so the encrypted packet is kept.
 
-use std::{rc::Rc, time::{Duration, Instant}};
+use std::{
+    rc::Rc,
+    time::{Duration, Instant},
+};
 
 use bytes::BytesMut;
 use roomlog_bus::ortc::MediaKind;
@@ -126,7 +129,8 @@ mod tests {
         HeaderWriter::new(&mut bytes, &header).finish();
         let header = RtpHeader::parse(&bytes).unwrap();
         let packet = Rc::new(Stored { bytes: BytesMut::from(&bytes[..]), header });
-        let how = Outgoing { marker: false, payload_type: 96, sequence, timestamp: 5, vp8: Default::default() };
+        let how =
+            Outgoing { marker: false, payload_type: 96, sequence, timestamp: 5, vp8: Default::default() };
         history.push(sequence, || Sent::new(now, packet, how), &sequence.to_be_bytes());
     }
 
@@ -145,7 +149,11 @@ mod tests {
         assert_eq!(sequence(history.again(now, newest, DEFAULT_RESEND)), Some(newest));
         assert_eq!(sequence(history.again(now, newest - 1023, DEFAULT_RESEND)), Some(newest - 1023));
         assert_eq!(sequence(history.again(now, newest - 1024, DEFAULT_RESEND)), None, "overwritten");
-        assert_eq!(sequence(history.again(now + MAX_AGE + DEFAULT_RESEND, newest, DEFAULT_RESEND)), None, "too old");
+        assert_eq!(
+            sequence(history.again(now + MAX_AGE + DEFAULT_RESEND, newest, DEFAULT_RESEND)),
+            None,
+            "too old"
+        );
     }
 
     #[test]
@@ -153,7 +161,9 @@ mod tests {
         let now = Instant::now();
         let mut history = History::new(MediaKind::Audio, false);
         push(&mut history, now, 7);
-        assert!(matches!(history.again(now, 7, DEFAULT_RESEND), Some(Again::Identical(bytes)) if bytes == [0, 7]));
+        assert!(
+            matches!(history.again(now, 7, DEFAULT_RESEND), Some(Again::Identical(bytes)) if bytes == [0, 7])
+        );
         assert!(history.again(now + DEFAULT_RESEND / 2, 7, DEFAULT_RESEND).is_none());
         assert!(history.again(now + DEFAULT_RESEND, 7, DEFAULT_RESEND).is_some());
     }

@@ -19,6 +19,7 @@ mod commands;
 mod consumer;
 pub mod control;
 pub mod dtls;
+mod gcm;
 mod history;
 mod nack;
 mod net;

@@ -68,8 +68,9 @@ impl Net {
     pub fn receive(&mut self, mut each: impl FnMut(SocketAddr, &[u8])) -> bool {
         let mut metas = [RecvMeta::default(); BATCH_SIZE];
         let mut chunks = self.receive.chunks_exact_mut(self.stride);
-        let mut slices: [IoSliceMut<'_>; BATCH_SIZE] =
-            std::array::from_fn(|_| IoSliceMut::new(chunks.next().expect("BATCH_SIZE chunks were allocated")));
+        let mut slices: [IoSliceMut<'_>; BATCH_SIZE] = std::array::from_fn(|_| {
+            IoSliceMut::new(chunks.next().expect("BATCH_SIZE chunks were allocated"))
+        });
         let (socket, state) = (&self.socket, &self.state);
         let outcome = socket.try_io(|| state.recv(socket.into(), &mut slices, &mut metas));
         match outcome {
@@ -109,8 +110,15 @@ impl Net {
             while let Some(first) = rest.first() {
                 let size = first.len();
                 // The last of a run may be shorter (udp(7), UDP_SEGMENT).
-                let mut count = rest.iter().take(segments.min(MAX_GSO_BYTES / size.max(1)).max(1)).take_while(|d| d.len() == size).count();
-                if count < segments && rest.get(count).is_some_and(|d| d.len() < size) && (count + 1) * size <= MAX_GSO_BYTES {
+                let mut count = rest
+                    .iter()
+                    .take(segments.min(MAX_GSO_BYTES / size.max(1)).max(1))
+                    .take_while(|d| d.len() == size)
+                    .count();
+                if count < segments
+                    && rest.get(count).is_some_and(|d| d.len() < size)
+                    && (count + 1) * size <= MAX_GSO_BYTES
+                {
                     count += 1;
                 }
                 let (run, after) = rest.split_at(count.max(1));

@@ -131,8 +131,12 @@ impl Producer {
             .encodings
             .iter()
             .map(|encoding| {
-                let mut stream =
-                    RecvStream::new(encoding.rid.clone(), clock_rate, has("nack", ""), kind == MediaKind::Video);
+                let mut stream = RecvStream::new(
+                    encoding.rid.clone(),
+                    clock_rate,
+                    has("nack", ""),
+                    kind == MediaKind::Video,
+                );
                 stream.ssrc = encoding.ssrc;
                 stream.rtx_ssrc = encoding.rtx.map(|rtx| rtx.ssrc);
                 stream

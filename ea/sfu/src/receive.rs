@@ -1,6 +1,9 @@
 //! What comes in from clients: RTP that is forwarded, and RTCP that is obeyed.
 
-use std::{rc::Rc, time::{Duration, Instant}};
+use std::{
+    rc::Rc,
+    time::{Duration, Instant},
+};
 
 use crate::{
     arena::Key,
@@ -25,7 +28,7 @@ impl Worker {
             transport.counters.invalid += 1;
             return;
         };
-        let Ok(plain) = srtp.unprotect_rtp(bytes, encrypted.ssrc) else {
+        let Ok(plain) = srtp.unprotect_rtp(bytes, &encrypted) else {
             transport.counters.invalid += 1;
             return;
         };
@@ -95,7 +98,10 @@ impl Worker {
         self.ask_for_key_frames(now, route.producer);
     }
 
-    #[allow(clippy::too_many_arguments, reason = "these are the fields of one packet, taken apart by its only caller")]
+    #[allow(
+        clippy::too_many_arguments,
+        reason = "these are the fields of one packet, taken apart by its only caller"
+    )]
     fn forward(
         &mut self,
         now: Instant,
@@ -120,7 +126,9 @@ impl Worker {
         };
         for &consumer in &producer.consumers {
             let Some(consumer) = self.consumers.get_mut(consumer) else { continue };
-            let Some(transport) = self.transports.get_mut(consumer.transport).filter(|t| t.can_send()) else { continue };
+            let Some(transport) = self.transports.get_mut(consumer.transport).filter(|t| t.can_send()) else {
+                continue;
+            };
             if consumer.target.is_none() {
                 // Whatever comes first will do until the next tick has seen which layers there are.
                 consumer.choose_stream(now, incoming.streams);
@@ -129,7 +137,7 @@ impl Worker {
             let stamps = transport.stamps(since_epoch, consumer.uses_transport_cc());
             consumer.write(&incoming.packet, &how, &stamps, false, &mut self.scratch);
             if let Some(protected) = transport.send_rtp(now, &self.scratch, &mut self.outbox) {
-                consumer.sent(now, &incoming.packet, &how, self.scratch.len(), &protected);
+                consumer.sent(now, &incoming.packet, &how, self.scratch.len(), protected);
             }
         }
     }
@@ -170,7 +178,8 @@ impl Worker {
             (slot.ssrc, slot.rtx_ssrc) = (Some(header.ssrc), old.rtx_ssrc);
             slot.want_key_frame();
             for consumer in producer.consumers.clone() {
-                if let Some(consumer) = self.consumers.get_mut(consumer).filter(|c| c.current == Some(stream)) {
+                if let Some(consumer) = self.consumers.get_mut(consumer).filter(|c| c.current == Some(stream))
+                {
                     consumer.unsync();
                 }
             }
@@ -198,7 +207,8 @@ impl Worker {
                 Rtcp::SenderReport { ssrc, ntp, rtp, blocks } => {
                     let route = self.transports.get(key).and_then(|t| t.routes.get(&ssrc)).copied();
                     if let Some(Route { producer, stream, rtx: false }) = route
-                        && let Some(stream) = self.producers.get_mut(producer).and_then(|p| p.streams.get_mut(stream))
+                        && let Some(stream) =
+                            self.producers.get_mut(producer).and_then(|p| p.streams.get_mut(stream))
                     {
                         stream.sender_report(now, ntp, rtp);
                     }
@@ -226,7 +236,10 @@ impl Worker {
     fn on_reports(&mut self, now: Instant, key: Key<Transport>, blocks: &[u8]) {
         let ntp_now = (self.ntp(now) >> 16) as u32;
         for block in rtcp::report_blocks(blocks) {
-            let Some(consumer) = self.outgoing(key, block.ssrc).and_then(|c| self.consumers.get_mut(c)) else { continue };
+            let Some(consumer) = self.outgoing(key, block.ssrc).and_then(|c| self.consumers.get_mut(c))
+            else {
+                continue;
+            };
             let ReportBlock { fraction_lost, lost, jitter, last_sr, delay, .. } = block;
             (consumer.fraction_lost, consumer.lost, consumer.jitter) = (fraction_lost, lost, jitter);
             if last_sr != 0 {
@@ -240,7 +253,9 @@ impl Worker {
     }
 
     fn on_nack(&mut self, now: Instant, key: Key<Transport>, media: u32, pairs: &[u8]) {
-        let Some(consumer) = self.outgoing(key, media).and_then(|c| self.consumers.get_mut(c)) else { return };
+        let Some(consumer) = self.outgoing(key, media).and_then(|c| self.consumers.get_mut(c)) else {
+            return;
+        };
         let Some(transport) = self.transports.get_mut(key).filter(|t| t.can_send()) else { return };
         let since_epoch = now.saturating_duration_since(self.epoch);
         consumer.nacks += 1;
@@ -294,7 +309,9 @@ impl Worker {
         if producer.paused {
             return;
         }
-        let Some(transport) = self.transports.get_mut(producer.transport).filter(|t| t.can_send()) else { return };
+        let Some(transport) = self.transports.get_mut(producer.transport).filter(|t| t.can_send()) else {
+            return;
+        };
         for stream in &mut producer.streams {
             if stream.key_frame_request_due(now)
                 && let Some(ssrc) = stream.ssrc

@@ -21,7 +21,13 @@ impl SequenceRewriter {
     /// The first packet sent will get `first`.
     pub fn new(first: u16) -> Self {
         let first = u64::from(first);
-        Self { from: u64::MAX, to: first, highest_in: 0, highest_out: first.wrapping_sub(1), left_out: VecDeque::new() }
+        Self {
+            from: u64::MAX,
+            to: first,
+            highest_in: 0,
+            highest_out: first.wrapping_sub(1),
+            left_out: VecDeque::new(),
+        }
     }
 
     /// A new stream, or the same after a pause, begins with `incoming`.

@@ -130,8 +130,9 @@ pub fn nack_sequences(pairs: &[u8]) -> impl Iterator<Item = u16> + '_ {
     pairs.chunks_exact(4).flat_map(|pair| {
         let first = u16::from_be_bytes([pair[0], pair[1]]);
         let mask = u16::from_be_bytes([pair[2], pair[3]]);
-        std::iter::once(first)
-            .chain((0..16).filter(move |bit| mask >> bit & 1 == 1).map(move |bit| first.wrapping_add(bit + 1)))
+        std::iter::once(first).chain(
+            (0..16).filter(move |bit| mask >> bit & 1 == 1).map(move |bit| first.wrapping_add(bit + 1)),
+        )
     })
 }
 
@@ -150,7 +151,15 @@ fn end(out: &mut Vec<u8>, at: usize) {
 }
 
 /// Appends a sender report without blocks and the SDES with the canonical name that goes with it.
-pub fn write_sender_report(out: &mut Vec<u8>, ssrc: u32, ntp: u64, rtp: u32, packets: u32, bytes: u32, cname: &str) {
+pub fn write_sender_report(
+    out: &mut Vec<u8>,
+    ssrc: u32,
+    ntp: u64,
+    rtp: u32,
+    packets: u32,
+    bytes: u32,
+    cname: &str,
+) {
     let at = begin(out, 0, SR);
     out.extend_from_slice(&ssrc.to_be_bytes());
     out.extend_from_slice(&ntp.to_be_bytes());
@@ -241,7 +250,15 @@ mod tests {
 
     #[test]
     fn a_compound_is_read_back_packet_by_packet() {
-        let block = ReportBlock { ssrc: 5, fraction_lost: 128, lost: -3, highest: 70_000, jitter: 9, last_sr: 1, delay: 2 };
+        let block = ReportBlock {
+            ssrc: 5,
+            fraction_lost: 128,
+            lost: -3,
+            highest: 70_000,
+            jitter: 9,
+            last_sr: 1,
+            delay: 2,
+        };
         let mut out = Vec::new();
         write_sender_report(&mut out, 1, 0x0102_0304_0506_0708, 90, 10, 1000, "someone");
         write_receiver_report(&mut out, 2, &[block]);
@@ -250,7 +267,10 @@ mod tests {
         write_fir(&mut out, 2, 7, 1);
         let seen: Vec<_> = parse(&out).collect();
         assert_eq!(seen.len(), 6);
-        assert!(matches!(seen[0], Rtcp::SenderReport { ssrc: 1, ntp: 0x0102_0304_0506_0708, rtp: 90, blocks: [] }));
+        assert!(matches!(
+            seen[0],
+            Rtcp::SenderReport { ssrc: 1, ntp: 0x0102_0304_0506_0708, rtp: 90, blocks: [] }
+        ));
         let Rtcp::ReceiverReport { blocks } = seen[2] else { panic!("{:?}", seen[2]) };
         assert_eq!(report_blocks(blocks).collect::<Vec<_>>(), [block]);
         let Rtcp::Nack { media: 5, pairs } = seen[3] else { panic!("{:?}", seen[3]) };

@@ -241,7 +241,8 @@ mod tests {
 
     fn sample() -> Vec<u8> {
         let mut out = vec![0xff; 3];
-        let header = NewHeader { marker: true, payload_type: 101, sequence: 65535, timestamp: 7, ssrc: 0xdead_beef };
+        let header =
+            NewHeader { marker: true, payload_type: 101, sequence: 65535, timestamp: 7, ssrc: 0xdead_beef };
         let mut writer = HeaderWriter::new(&mut out, &header);
         writer.extension(4, b"m0").extension(15, b"no").extension(3, &[0, 1, 2]);
         writer.finish();

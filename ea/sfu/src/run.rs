@@ -44,7 +44,9 @@ pub enum WorkerError {
     #[error(transparent)]
     Control(#[from] ControlError),
     /// The parent closed the pipe before it sent a configuration.
-    #[error("stdin ended before the worker's configuration came; start it from an EA, or write a WorkerConfig frame first")]
+    #[error(
+        "stdin ended before the worker's configuration came; start it from an EA, or write a WorkerConfig frame first"
+    )]
     NoConfig,
     /// The socket could not be bound.
     #[error("binding UDP {listen} failed: {source}; is the port taken, or the address not of this machine?")]
@@ -55,7 +57,9 @@ pub enum WorkerError {
         source: io::Error,
     },
     /// Clients could not be told where to send to.
-    #[error("the worker listens on {listen}, which is no address a client can send to: configure the announced addresses")]
+    #[error(
+        "the worker listens on {listen}, which is no address a client can send to: configure the announced addresses"
+    )]
     NoAddress {
         /// The wanted address.
         listen: SocketAddr,
@@ -116,7 +120,8 @@ pub fn run_worker() -> Result<(), WorkerError> {
         }
         let now = Instant::now();
         if more || events.iter().any(|event| event.token() == UDP) {
-            more = (0..BATCHES_PER_TURN).all(|_| net.receive(|from, bytes| worker.handle_datagram(now, from, bytes)));
+            more = (0..BATCHES_PER_TURN)
+                .all(|_| net.receive(|from, bytes| worker.handle_datagram(now, from, bytes)));
         }
         worker.handle_timeout(now);
         for _ in 0..REQUEST_QUEUE {

@@ -1,13 +1,20 @@
 //! SRTP and SRTCP of one transport, behind one seam (RFC 3711, RFC 7714).
 
-use rtc_srtp::{context::Context, crypto::RTCCrypto, option::srtcp_replay_protection, option::srtp_replay_protection};
+use std::collections::HashMap;
+
+use bytes::BytesMut;
+use rtc_srtp::{
+    context::Context, crypto::RTCCrypto, option::srtcp_replay_protection, option::srtp_replay_protection,
+};
+
+use crate::{gcm::Gcm, rtp::RtpHeader};
 
 pub use rtc_srtp::protection_profile::ProtectionProfile;
 
 /// Packets behind the newest that may still arrive once: half a second of 2 000 packets/s, longer than any repair takes.
 const REPLAY_WINDOW: usize = 1024;
 
-/// SSRCs one transport may send us at most. Key state is kept for each, before the packet has been authenticated.
+/// SSRCs one transport may send us at most; state is kept for each.
 pub const MAX_SOURCES: usize = 256;
 
 /// Keys and profile that came out of a DTLS handshake (RFC 5764 §4.2).
@@ -35,8 +42,11 @@ pub struct SrtpError(String);
 pub struct Srtp {
     /// Name of the cipher, for statistics.
     pub profile: ProtectionProfile,
+    /// RTP in both directions where the profile is GCM; all else goes by `rtc-srtp`.
+    gcm: Option<(Gcm, Gcm)>,
     send: Context,
     receive: Context,
+    guards: HashMap<u32, NonceGuard>,
     sources: std::collections::HashSet<u32>,
 }
 
@@ -47,7 +57,11 @@ impl Srtp {
         let (key, salt) = (profile.key_len(), profile.salt_len());
         let material = &keys.material;
         if material.len() != 2 * (key + salt) {
-            return Err(SrtpError(format!("{profile:?} needs {} bytes of keys, not {}", 2 * (key + salt), material.len())));
+            return Err(SrtpError(format!(
+                "{profile:?} needs {} bytes of keys, not {}",
+                2 * (key + salt),
+                material.len()
+            )));
         }
         let client = (&material[..key], &material[2 * key..2 * key + salt]);
         let server = (&material[key..2 * key], &material[2 * key + salt..]);
@@ -60,11 +74,36 @@ impl Srtp {
             };
             Context::new(key, salt, profile, rtp, rtcp, crypto).map_err(|e| SrtpError(e.to_string()))
         };
-        Ok(Self { profile, send: context(local, false)?, receive: context(remote, true)?, sources: Default::default() })
+        let gcm = |(key, salt): (&[u8], &[u8]), sources| {
+            Gcm::new(crypto, key, salt, sources).map_err(|e| SrtpError(e.to_string()))
+        };
+        let gcm = match profile {
+            // We choose the SSRCs that we send.
+            ProtectionProfile::AeadAes128Gcm | ProtectionProfile::AeadAes256Gcm => {
+                Some((gcm(local, usize::MAX)?, gcm(remote, MAX_SOURCES)?))
+            }
+            _ => None,
+        };
+        Ok(Self {
+            profile,
+            gcm,
+            send: context(local, false)?,
+            receive: context(remote, true)?,
+            guards: HashMap::new(),
+            sources: Default::default(),
+        })
     }
 
-    /// Decrypts an RTP packet; the result replaces `packet`.
-    pub fn unprotect_rtp(&mut self, packet: &[u8], ssrc: u32) -> Result<bytes::BytesMut, SrtpError> {
+    /// Decrypts an RTP packet with this header.
+    pub fn unprotect_rtp(&mut self, packet: &[u8], header: &RtpHeader) -> Result<BytesMut, SrtpError> {
+        if let Some((_, gcm)) = &mut self.gcm {
+            let mut packet = BytesMut::from(packet);
+            return match gcm.open(&mut packet, header.payload.start) {
+                true => Ok(packet),
+                false => Err(SrtpError("not authentic, or replayed".into())),
+            };
+        }
+        let ssrc = header.ssrc;
         if !self.sources.contains(&ssrc) {
             if self.sources.len() >= MAX_SOURCES {
                 return Err(SrtpError(format!("more than {MAX_SOURCES} sources")));
@@ -75,18 +114,29 @@ impl Srtp {
     }
 
     /// Decrypts a compound RTCP packet.
-    pub fn unprotect_rtcp(&mut self, packet: &[u8]) -> Result<bytes::BytesMut, SrtpError> {
+    pub fn unprotect_rtcp(&mut self, packet: &[u8]) -> Result<BytesMut, SrtpError> {
         self.receive.decrypt_rtcp(packet).map_err(|e| SrtpError(e.to_string()))
     }
 
-    /// Encrypts an RTP packet. Only [`crate::transport`] may call it, once for each SSRC and sequence number: with GCM a second
-    /// packet under the same nonce gives the key away (RFC 7714 §8.4).
-    pub fn protect_rtp(&mut self, packet: &[u8]) -> Result<bytes::BytesMut, SrtpError> {
-        self.send.encrypt_rtp(packet).map_err(|e| SrtpError(e.to_string()))
+    /// Encrypts the RTP packet that begins at `start` of `buffer` and ends with it. A sequence number that was used on its SSRC is
+    /// refused: with GCM a second packet under the same nonce gives the key away (RFC 7714 §8.4).
+    pub fn protect_rtp(&mut self, buffer: &mut Vec<u8>, start: usize) -> Result<(), SrtpError> {
+        let refused = || SrtpError("the sequence number was used before".into());
+        let header = RtpHeader::parse(&buffer[start..]).ok_or_else(|| SrtpError("no RTP packet".into()))?;
+        if let Some((gcm, _)) = &mut self.gcm {
+            return gcm.seal(buffer, start, header.payload.start).then_some(()).ok_or_else(refused);
+        }
+        if !self.guards.entry(header.ssrc).or_default().first_use(header.sequence) {
+            return Err(refused());
+        }
+        let protected = self.send.encrypt_rtp(&buffer[start..]).map_err(|e| SrtpError(e.to_string()))?;
+        buffer.truncate(start);
+        buffer.extend_from_slice(&protected);
+        Ok(())
     }
 
     /// Encrypts a compound RTCP packet.
-    pub fn protect_rtcp(&mut self, packet: &[u8]) -> Result<bytes::BytesMut, SrtpError> {
+    pub fn protect_rtcp(&mut self, packet: &[u8]) -> Result<BytesMut, SrtpError> {
         self.send.encrypt_rtcp(packet).map_err(|e| SrtpError(e.to_string()))
     }
 }
@@ -134,7 +184,8 @@ mod tests {
         let provider = rtc_srtp::crypto::default_provider().unwrap();
         let material: Vec<u8> = (0..2 * (profile.key_len() + profile.salt_len())).map(|i| i as u8).collect();
         let side = |is_client| {
-            Srtp::new(&SrtpKeys { profile, material: material.clone(), is_client }, provider.crypto()).unwrap()
+            Srtp::new(&SrtpKeys { profile, material: material.clone(), is_client }, provider.crypto())
+                .unwrap()
         };
         (side(true), side(false))
     }
@@ -143,14 +194,17 @@ mod tests {
     fn what_one_side_protects_the_other_reads_once_over_the_wrap() {
         for profile in [ProtectionProfile::AeadAes128Gcm, ProtectionProfile::Aes128CmHmacSha1_80] {
             let (mut client, mut server) = pair(profile);
-            for i in 0..70_000u32 {
+            for i in 0..100_000u32 {
                 let mut packet = vec![0x80, 96];
                 packet.extend_from_slice(&((i + 30_000) as u16).to_be_bytes());
                 packet.extend_from_slice(&[0, 0, 0, 1, 0, 0, 0, 9, 42]);
-                let sent = client.protect_rtp(&packet).unwrap();
-                assert_eq!(server.unprotect_rtp(sent.as_ref(), 9).unwrap().as_ref(), packet, "{profile:?} {i}");
+                let header = RtpHeader::parse(&packet).unwrap();
+                let mut sent = packet.clone();
+                client.protect_rtp(&mut sent, 0).unwrap();
+                assert_eq!(server.unprotect_rtp(&sent, &header).unwrap(), packet, "{profile:?} {i}");
                 if i % 1000 == 0 {
-                    assert!(server.unprotect_rtp(sent.as_ref(), 9).is_err(), "replayed");
+                    assert!(server.unprotect_rtp(&sent, &header).is_err(), "replayed");
+                    assert!(client.protect_rtp(&mut packet.clone(), 0).is_err(), "sent twice");
                 }
             }
         }
@@ -164,7 +218,7 @@ mod tests {
         for i in 0..20_000u64 {
             // Forwards by 1 to 3, with every fifth a step back into the window.
             let candidate = if i % 5 == 0 { place - i % 700 } else { place };
-            assert_eq!(guard.first_use(candidate as u16), used.insert(candidate) , "{candidate}");
+            assert_eq!(guard.first_use(candidate as u16), used.insert(candidate), "{candidate}");
             place += 1 + i % 3;
         }
     }

@@ -10,16 +10,16 @@ use roomlog_bus::{
 use serde_json::{Value, json};
 
 use crate::{
-    arena::Key,
-    consumer::Consumer,
-    producer::Producer,
-    stream::score,
-    transport::Transport,
-    worker::Worker,
+    arena::Key, consumer::Consumer, producer::Producer, stream::score, transport::Transport, worker::Worker,
 };
 
 impl Worker {
-    pub(crate) fn stats(&mut self, now: Instant, room: &RoomId, of: &MediaObject) -> Result<MediaAnswer, MediaError> {
+    pub(crate) fn stats(
+        &mut self,
+        now: Instant,
+        room: &RoomId,
+        of: &MediaObject,
+    ) -> Result<MediaAnswer, MediaError> {
         let mut stats = Vec::new();
         match of {
             MediaObject::Router => {

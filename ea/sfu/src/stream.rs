@@ -175,7 +175,14 @@ impl RecvStream {
     }
 
     /// Notes a media packet, or one unwrapped from RTX.
-    pub fn arrived(&mut self, now: Instant, sequence: u16, timestamp: u32, bytes: usize, rtx: bool) -> Arrived {
+    pub fn arrived(
+        &mut self,
+        now: Instant,
+        sequence: u16,
+        timestamp: u32,
+        bytes: usize,
+        rtx: bool,
+    ) -> Arrived {
         if rtx {
             self.retransmitted += 1;
             let place = self.unroller.peek(sequence);

@@ -89,7 +89,15 @@ impl<'a> BindingRequest<'a> {
         if !priority || !fingerprint {
             return None;
         }
-        Some(Self { bytes, transaction, local_ufrag, remote_ufrag, use_candidate, controlled, integrity_at: integrity_at? })
+        Some(Self {
+            bytes,
+            transaction,
+            local_ufrag,
+            remote_ufrag,
+            use_candidate,
+            controlled,
+            integrity_at: integrity_at?,
+        })
     }
 
     /// Whether the sender knows our password.
@@ -107,7 +115,12 @@ impl<'a> BindingRequest<'a> {
 }
 
 /// The answer to an authentic binding request from `source`.
-pub fn binding_success(crypto: &dyn RTCCrypto, transaction: &[u8; 12], source: SocketAddr, password: &str) -> Vec<u8> {
+pub fn binding_success(
+    crypto: &dyn RTCCrypto,
+    transaction: &[u8; 12],
+    source: SocketAddr,
+    password: &str,
+) -> Vec<u8> {
     let mut out = header(BINDING_SUCCESS, transaction);
     let port = (source.port() ^ 0x2112).to_be_bytes();
     let mut value = vec![0, 0, port[0], port[1]];
@@ -230,8 +243,8 @@ mod tests {
             for bit in 0..8 {
                 let mut bytes = RFC5769_REQUEST.to_vec();
                 bytes[at] ^= 1 << bit;
-                let passed =
-                    BindingRequest::parse(&bytes).is_some_and(|request| request.is_authentic(provider.crypto(), PASSWORD));
+                let passed = BindingRequest::parse(&bytes)
+                    .is_some_and(|request| request.is_authentic(provider.crypto(), PASSWORD));
                 assert!(!passed, "bit {bit} of byte {at}");
             }
         }
@@ -250,7 +263,8 @@ mod tests {
         let provider = provider();
         let mut transaction = [0; 12];
         transaction.copy_from_slice(&RFC5769_REQUEST[8..20]);
-        let v4 = binding_success(provider.crypto(), &transaction, "192.0.2.1:32853".parse().unwrap(), PASSWORD);
+        let v4 =
+            binding_success(provider.crypto(), &transaction, "192.0.2.1:32853".parse().unwrap(), PASSWORD);
         assert_eq!(&v4[20..32], b"\x00\x20\x00\x08\x00\x01\xa1\x47\xe1\x12\xa6\x43");
         let v6 = binding_success(
             provider.crypto(),

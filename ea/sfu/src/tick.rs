@@ -4,13 +4,7 @@ use std::time::{Duration, Instant};
 
 use roomlog_bus::media::{MediaNotification, TransportState};
 
-use crate::{
-    arena::Key,
-    rtcp,
-    stream::score,
-    transport::Transport,
-    worker::Worker,
-};
+use crate::{arena::Key, rtcp, stream::score, transport::Transport, worker::Worker};
 
 /// How often a transport that media comes in on is looked after: bounds how late a repeated NACK or key frame request goes out.
 const BUSY_TICK: Duration = Duration::from_millis(20);
@@ -37,7 +31,9 @@ impl Transport {
             return None;
         }
         let expiry = match self.state {
-            TransportState::Connecting | TransportState::Connected => self.ice.last_request.map(|at| at + consent),
+            TransportState::Connecting | TransportState::Connected => {
+                self.ice.last_request.map(|at| at + consent)
+            }
             _ => None,
         };
         let busy = self.last_rtp.is_some_and(|at| now.saturating_duration_since(at) < REPORT_INTERVAL);
@@ -62,7 +58,8 @@ impl Worker {
             self.on_dtls(now, key, outcome.map(|()| None));
         }
         let Some(transport) = self.transports.get_mut(key) else { return };
-        let expired = transport.ice.last_request.is_some_and(|at| now.saturating_duration_since(at) >= consent);
+        let expired =
+            transport.ice.last_request.is_some_and(|at| now.saturating_duration_since(at) >= consent);
         if expired && matches!(transport.state, TransportState::Connecting | TransportState::Connected) {
             self.set_state(key, TransportState::Disconnected);
         }
@@ -108,7 +105,12 @@ impl Worker {
     }
 
     /// Receiver report on what comes in, and the scores that come of it.
-    fn report_received(&mut self, now: Instant, key: Key<Transport>, producers: &[Key<crate::producer::Producer>]) {
+    fn report_received(
+        &mut self,
+        now: Instant,
+        key: Key<Transport>,
+        producers: &[Key<crate::producer::Producer>],
+    ) {
         let mut blocks = Vec::new();
         let mut rooms = Vec::new();
         for &producer in producers {
@@ -136,7 +138,12 @@ impl Worker {
     }
 
     /// Sender reports on what goes out, and the scores.
-    fn report_sent(&mut self, now: Instant, key: Key<Transport>, consumers: &[Key<crate::consumer::Consumer>]) {
+    fn report_sent(
+        &mut self,
+        now: Instant,
+        key: Key<Transport>,
+        consumers: &[Key<crate::consumer::Consumer>],
+    ) {
         let ntp = self.ntp(now);
         for &consumer in consumers {
             let Some(consumer) = self.consumers.get_mut(consumer) else { continue };
@@ -158,7 +165,8 @@ impl Worker {
             });
             if consumer.told_score.as_ref() != Some(&told) {
                 consumer.told_score = Some(told.clone());
-                let notification = MediaNotification::ConsumerScore { consumer: consumer.id.clone(), score: told };
+                let notification =
+                    MediaNotification::ConsumerScore { consumer: consumer.id.clone(), score: told };
                 self.notifications.push((consumer.room.clone(), notification));
             }
         }

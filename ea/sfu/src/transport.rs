@@ -7,7 +7,6 @@ use std::{
     time::{Duration, Instant},
 };
 
-use bytes::BytesMut;
 use rand::RngCore;
 use roomlog_bus::{
     ids::{RoomId, TransportId, random_token},
@@ -20,7 +19,7 @@ use crate::{
     consumer::{Consumer, Stamps},
     dtls::Dtls,
     producer::{ExtensionIds, Producer},
-    srtp::{NonceGuard, Srtp},
+    srtp::Srtp,
     stream::RateMeter,
     twcc::TwccReceiver,
 };
@@ -51,6 +50,25 @@ impl Outbox {
         let start = self.bytes.len();
         self.bytes.extend_from_slice(datagram);
         self.items.push((to, start..self.bytes.len()));
+    }
+
+    /// Adds what `write` makes of the end of a buffer, beginning at the given place; nothing when it fails.
+    fn push_with<E>(
+        &mut self,
+        to: SocketAddr,
+        write: impl FnOnce(&mut Vec<u8>, usize) -> Result<(), E>,
+    ) -> Result<&[u8], E> {
+        let start = self.bytes.len();
+        match write(&mut self.bytes, start) {
+            Ok(()) => {
+                self.items.push((to, start..self.bytes.len()));
+                Ok(&self.bytes[start..])
+            }
+            Err(error) => {
+                self.bytes.truncate(start);
+                Err(error)
+            }
+        }
     }
 
     /// The datagrams.
@@ -107,7 +125,11 @@ impl Ice {
 
     /// What the client is told.
     pub fn parameters(&self) -> IceParameters {
-        IceParameters { username_fragment: self.ufrag.clone(), password: self.password.clone(), ice_lite: Some(true) }
+        IceParameters {
+            username_fragment: self.ufrag.clone(),
+            password: self.password.clone(),
+            ice_lite: Some(true),
+        }
     }
 
     /// The password that goes with a user name fragment.
@@ -134,7 +156,8 @@ impl Ice {
                 self.addresses.push((from, now));
             }
         }
-        let selected_at = self.selected.and_then(|s| self.addresses.iter().find(|(a, _)| *a == s)).map(|(_, at)| *at);
+        let selected_at =
+            self.selected.and_then(|s| self.addresses.iter().find(|(a, _)| *a == s)).map(|(_, at)| *at);
         let silent = selected_at.is_none_or(|at| now.saturating_duration_since(at) >= ROAM_AFTER);
         if use_candidate || silent {
             self.selected = Some(from);
@@ -195,7 +218,6 @@ pub struct Transport {
     pub dtls: Dtls,
     /// SRTP, once DTLS is done.
     pub srtp: Option<Srtp>,
-    guards: HashMap<u32, NonceGuard>,
     /// What comes in on it.
     pub producers: Vec<Key<Producer>>,
     /// What goes out on it.
@@ -237,7 +259,6 @@ impl Transport {
             ice: Ice::new(rng),
             dtls: Dtls::new(),
             srtp: None,
-            guards: HashMap::new(),
             producers: Vec::new(),
             consumers: Vec::new(),
             layered: 0,
@@ -274,16 +295,16 @@ impl Transport {
 
     /// Encrypts and sends an RTP packet: the only place that does. A sequence number that was used on its SSRC is refused, since with
     /// GCM a second packet under one nonce gives the key away (RFC 7714 §8.4).
-    pub fn send_rtp(&mut self, now: Instant, packet: &[u8], out: &mut Outbox) -> Option<BytesMut> {
+    pub fn send_rtp<'a>(&mut self, now: Instant, packet: &[u8], out: &'a mut Outbox) -> Option<&'a [u8]> {
         let (srtp, to) = (self.srtp.as_mut()?, self.ice.selected?);
-        let sequence = u16::from_be_bytes(*packet.get(2..)?.first_chunk()?);
-        let ssrc = u32::from_be_bytes(*packet.get(8..)?.first_chunk()?);
-        if !self.guards.entry(ssrc).or_default().first_use(sequence) {
+        let protected = out.push_with(to, |buffer, start| {
+            buffer.extend_from_slice(packet);
+            srtp.protect_rtp(buffer, start)
+        });
+        let Ok(protected) = protected else {
             self.counters.nonce_reuse += 1;
             return None;
-        }
-        let protected = srtp.protect_rtp(packet).ok()?;
-        out.push(to, &protected);
+        };
         self.counters.bytes_sent += protected.len() as u64;
         self.counters.rtp_bytes_sent += packet.len() as u64;
         self.counters.send_rate.add(now, protected.len());
@@ -345,7 +366,11 @@ mod tests {
         let mut ice = Ice::new(&mut rand::rngs::StdRng::seed_from_u64(1));
         let mut forgotten = Vec::new();
         for port in 1..=20u16 {
-            forgotten.extend(ice.heard(t0 + Duration::from_millis(port.into()), SocketAddr::from(([127, 0, 0, 1], port)), port == 1));
+            forgotten.extend(ice.heard(
+                t0 + Duration::from_millis(port.into()),
+                SocketAddr::from(([127, 0, 0, 1], port)),
+                port == 1,
+            ));
         }
         assert_eq!((ice.addresses.len(), forgotten.len()), (MAX_ADDRESSES, 12));
         assert_eq!(ice.selected.map(|a| a.port()), Some(1));

@@ -120,7 +120,8 @@ fn write_chunks(mut symbols: &[u8], out: &mut Vec<u8>) {
             u16::from(first) << 13 | run as u16
         } else {
             let taken = symbols.len().min(7);
-            let vector = symbols[..taken].iter().enumerate().fold(0, |v, (i, s)| v | u16::from(*s) << (12 - 2 * i));
+            let vector =
+                symbols[..taken].iter().enumerate().fold(0, |v, (i, s)| v | u16::from(*s) << (12 - 2 * i));
             symbols = &symbols[taken..];
             0xc000 | vector
         };
@@ -131,7 +132,9 @@ fn write_chunks(mut symbols: &[u8], out: &mut Vec<u8>) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use rtc_rtcp::transport_feedbacks::transport_layer_cc::{PacketStatusChunk, SymbolTypeTcc, TransportLayerCc};
+    use rtc_rtcp::transport_feedbacks::transport_layer_cc::{
+        PacketStatusChunk, SymbolTypeTcc, TransportLayerCc,
+    };
     use rtc_shared::marshal::Unmarshal;
 
     /// Reads a feedback with the independent parser of the rtc crates: `(sequence, microseconds)` of what arrived.
@@ -143,9 +146,12 @@ mod tests {
         for chunk in &parsed.packet_chunks {
             match chunk {
                 PacketStatusChunk::RunLengthChunk(run) => {
-                    symbols.extend(std::iter::repeat_n(run.packet_status_symbol, usize::from(run.run_length)));
+                    symbols
+                        .extend(std::iter::repeat_n(run.packet_status_symbol, usize::from(run.run_length)));
                 }
-                PacketStatusChunk::StatusVectorChunk(vector) => symbols.extend(vector.symbol_list.iter().copied()),
+                PacketStatusChunk::StatusVectorChunk(vector) => {
+                    symbols.extend(vector.symbol_list.iter().copied())
+                }
             }
         }
         symbols.truncate(usize::from(parsed.packet_status_count));
@@ -166,8 +172,16 @@ mod tests {
     fn arrivals_come_out_as_they_were_over_gaps_and_the_wrap() {
         let epoch = Instant::now();
         let mut receiver = TwccReceiver::new(epoch);
-        let arrivals: Vec<(u16, i64)> =
-            [(65530, 100_000), (65531, 100_250), (65535, 101_000), (0, 99_000), (1, 250_000), (30, 9_000_000), (31, 9_000_250)].into();
+        let arrivals: Vec<(u16, i64)> = [
+            (65530, 100_000),
+            (65531, 100_250),
+            (65535, 101_000),
+            (0, 99_000),
+            (1, 250_000),
+            (30, 9_000_000),
+            (31, 9_000_250),
+        ]
+        .into();
         for (sequence, micros) in &arrivals {
             receiver.arrived(epoch + Duration::from_micros(*micros as u64), *sequence);
         }

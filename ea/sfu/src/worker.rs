@@ -11,8 +11,8 @@
 //! authentic STUN request has come from is dropped and counted.
 
 use std::{
-    collections::{BTreeMap, BinaryHeap, HashMap},
     cmp::Reverse,
+    collections::{BTreeMap, BinaryHeap, HashMap},
     net::{IpAddr, SocketAddr},
     panic::{AssertUnwindSafe, catch_unwind},
     sync::Arc,
@@ -32,8 +32,9 @@ use crate::{
     consumer::Consumer,
     control::{WorkerConfig, WorkerLoad},
     dtls::{self, DtlsContext, DtlsError, DtlsEvent},
-    ortc, rtp,
+    ortc,
     producer::Producer,
+    rtp,
     srtp::Srtp,
     stun,
     transport::{Outbox, Transport},
@@ -76,7 +77,12 @@ pub struct Worker {
 
 impl Worker {
     /// A worker that listens at `udp`. Randomness is drawn from `seed`, but for DTLS, which takes its own from the system.
-    pub fn new(config: WorkerConfig, udp: SocketAddr, now: Instant, seed: [u8; 32]) -> Result<Self, DtlsError> {
+    pub fn new(
+        config: WorkerConfig,
+        udp: SocketAddr,
+        now: Instant,
+        seed: [u8; 32],
+    ) -> Result<Self, DtlsError> {
         let provider = rtc_srtp::crypto::default_provider().map_err(|e| DtlsError::Setup(e.to_string()))?;
         let dtls = DtlsContext::new(provider.clone())?;
         let candidates = candidates(&config.announced, udp);
@@ -143,7 +149,12 @@ impl Worker {
     }
 
     /// Answers a request.
-    pub fn handle_request(&mut self, now: Instant, room: &RoomId, command: MediaCommand) -> Result<MediaAnswer, MediaError> {
+    pub fn handle_request(
+        &mut self,
+        now: Instant,
+        room: &RoomId,
+        command: MediaCommand,
+    ) -> Result<MediaAnswer, MediaError> {
         let answer = catch_unwind(AssertUnwindSafe(|| self.command(now, room, command)));
         answer.unwrap_or_else(|_| {
             self.load.panics += 1;
@@ -201,10 +212,18 @@ impl Worker {
         }
     }
 
-    fn on_stun(&mut self, now: Instant, key: Key<Transport>, from: SocketAddr, request: &stun::BindingRequest<'_>) {
+    fn on_stun(
+        &mut self,
+        now: Instant,
+        key: Key<Transport>,
+        from: SocketAddr,
+        request: &stun::BindingRequest<'_>,
+    ) {
         let crypto = self.provider.crypto();
         let Some(transport) = self.transports.get_mut(key) else { return };
-        let Some(password) = transport.ice.password_for(request.local_ufrag).map(str::to_owned) else { return };
+        let Some(password) = transport.ice.password_for(request.local_ufrag).map(str::to_owned) else {
+            return;
+        };
         if transport.state == TransportState::Failed || !request.is_authentic(crypto, &password) {
             transport.counters.invalid += 1;
             return;
@@ -226,7 +245,11 @@ impl Worker {
         match transport.state {
             TransportState::New => self.set_state(key, TransportState::Connecting),
             TransportState::Disconnected => {
-                let state = if transport.srtp.is_some() { TransportState::Connected } else { TransportState::Connecting };
+                let state = if transport.srtp.is_some() {
+                    TransportState::Connected
+                } else {
+                    TransportState::Connecting
+                };
                 self.set_state(key, state);
             }
             _ => {}
@@ -259,7 +282,12 @@ impl Worker {
         }
     }
 
-    pub(crate) fn on_dtls(&mut self, now: Instant, key: Key<Transport>, event: Result<Option<DtlsEvent>, DtlsError>) {
+    pub(crate) fn on_dtls(
+        &mut self,
+        now: Instant,
+        key: Key<Transport>,
+        event: Result<Option<DtlsEvent>, DtlsError>,
+    ) {
         let Some(transport) = self.transports.get_mut(key) else { return };
         transport.flush_dtls(&mut self.outbox);
         match event {

@@ -8,7 +8,9 @@ use common::*;
 use rand::{Rng, RngCore, SeedableRng, rngs::StdRng};
 use roomlog_bus::{
     ids::{ConsumerId, ProducerId},
-    media::{ICE_CONSENT_MS, MediaAnswer, MediaCommand, MediaError, MediaNotification, MediaObject, TransportState},
+    media::{
+        ICE_CONSENT_MS, MediaAnswer, MediaCommand, MediaError, MediaNotification, MediaObject, TransportState,
+    },
     ortc::{DtlsFingerprint, DtlsParameters, DtlsRole, MediaKind, RtpCapabilities},
 };
 use roomlog_sfu::stun;
@@ -19,7 +21,9 @@ fn states(world: &mut World, client: &Client) -> Vec<TransportState> {
         .notifications
         .iter()
         .filter_map(|n| match n {
-            MediaNotification::TransportState { transport, state } if *transport == client.transport => Some(*state),
+            MediaNotification::TransportState { transport, state } if *transport == client.transport => {
+                Some(*state)
+            }
             _ => None,
         })
         .collect()
@@ -49,7 +53,10 @@ fn a_client_hello_may_come_before_the_fingerprints() {
 fn another_certificate_gets_no_keys() {
     let mut world = World::new();
     let mut client = Client::new(&mut world, "t", 5001);
-    let other = DtlsFingerprint { value: client.fingerprint().value.replace('A', "B").replace('1', "2"), ..client.fingerprint() };
+    let other = DtlsFingerprint {
+        value: client.fingerprint().value.replace('A', "B").replace('1', "2"),
+        ..client.fingerprint()
+    };
     client.tell_fingerprint(&mut world, other).unwrap();
     client.bind(true);
     world.settle(&mut [&mut client]);
@@ -90,7 +97,8 @@ fn consent_ends_after_its_time_and_comes_back_with_a_request() {
 #[test]
 fn a_client_that_moves_keeps_its_media() {
     let mut world = World::new();
-    let (mut alice, mut bob) = (Client::connected(&mut world, "a", 5001), Client::connected(&mut world, "b", 5002));
+    let (mut alice, mut bob) =
+        (Client::connected(&mut world, "a", 5001), Client::connected(&mut world, "b", 5002));
     let producer = produce(&mut world, &alice, "p", MediaKind::Video, single());
     consume(&mut world, &bob, "c", &producer);
     alice.send_frame(1, true);
@@ -111,7 +119,8 @@ fn after_a_restart_old_credentials_hold_until_the_new_ones_are_used() {
     let mut world = World::new();
     let mut client = Client::connected(&mut world, "t", 5001);
     let old = client.ice.clone();
-    let Ok(MediaAnswer::Ice { ice_parameters: new }) = world.ask(MediaCommand::RestartIce { transport: client.transport.clone() })
+    let Ok(MediaAnswer::Ice { ice_parameters: new }) =
+        world.ask(MediaCommand::RestartIce { transport: client.transport.clone() })
     else {
         panic!("no restart")
     };
@@ -130,7 +139,14 @@ fn a_side_that_believes_to_be_controlled_is_told_of_the_conflict() {
     let mut world = World::new();
     let mut client = Client::new(&mut world, "t", 5001);
     let username = format!("{}:peer", client.ice.username_fragment);
-    client.out.push_back(stun::binding_request(provider().crypto(), &[1; 12], &username, &client.ice.password, false, false));
+    client.out.push_back(stun::binding_request(
+        provider().crypto(),
+        &[1; 12],
+        &username,
+        &client.ice.password,
+        false,
+        false,
+    ));
     world.settle(&mut [&mut client]);
     let answer = client.stun.pop().unwrap();
     assert_eq!((&answer[..2], &answer[20..28]), (&[1, 0x11][..], &[0, 9, 0, 17, 0, 0, 4, 87][..]), "487");
@@ -154,7 +170,8 @@ fn strangers_get_no_byte_and_nobody_gets_more_than_was_sent_before_ice() {
 #[test]
 fn garbage_ends_nothing() {
     let mut world = World::new();
-    let (mut alice, mut bob) = (Client::connected(&mut world, "a", 5001), Client::connected(&mut world, "b", 5002));
+    let (mut alice, mut bob) =
+        (Client::connected(&mut world, "a", 5001), Client::connected(&mut world, "b", 5002));
     let producer = produce(&mut world, &alice, "p", MediaKind::Video, single());
     consume(&mut world, &bob, "c", &producer);
     alice.send_frame(1, true);
@@ -259,12 +276,18 @@ fn commands_asked_twice_answer_the_same_and_do_nothing_more() {
         let first = world.ask(command.clone()).unwrap();
         assert_eq!(world.ask(command).unwrap(), first);
     }
-    let Ok(MediaAnswer::Inventory { inventory }) = world.ask(MediaCommand::Inventory) else { panic!("no inventory") };
+    let Ok(MediaAnswer::Inventory { inventory }) = world.ask(MediaCommand::Inventory) else {
+        panic!("no inventory")
+    };
     assert_eq!((inventory.transports.len(), inventory.producers.len(), inventory.consumers.len()), (1, 1, 1));
     assert_eq!(inventory.transports[0].state, TransportState::Connected);
     assert!(inventory.consumers[0].paused, "a consumer starts paused");
     // Closing the producer closes its consumer; closing again is no error.
-    for object in [MediaObject::Producer(producer.clone()), MediaObject::Producer(producer), MediaObject::Consumer(consumer)] {
+    for object in [
+        MediaObject::Producer(producer.clone()),
+        MediaObject::Producer(producer),
+        MediaObject::Consumer(consumer),
+    ] {
         world.ask(MediaCommand::Close { object }).unwrap();
     }
     let load = world.worker.load();
@@ -290,7 +313,8 @@ fn what_does_not_fit_is_refused_by_name() {
     };
     let nothing = consume(&mut world, producer.clone(), RtpCapabilities::default());
     assert_eq!(nothing, Err(MediaError::CannotConsume { producer }));
-    let nobody = consume(&mut world, ProducerId::new("x").unwrap(), roomlog_sfu::ortc::router_rtp_capabilities());
+    let nobody =
+        consume(&mut world, ProducerId::new("x").unwrap(), roomlog_sfu::ortc::router_rtp_capabilities());
     assert_eq!(nobody, Err(MediaError::NoObject { what: "producer".into(), id: "x".into() }));
     // A second producer with the first one's SSRC would take its packets.
     let twice = world.ask(MediaCommand::Produce {

@@ -9,11 +9,7 @@ use roomlog_bus::{
     media::{MediaCommand, MediaObject},
     ortc::{ConsumerLayers, MediaKind},
 };
-use roomlog_sfu::{
-    NackPair, rtcp,
-    rtp::NewHeader,
-    srtp::ProtectionProfile,
-};
+use roomlog_sfu::{NackPair, rtcp, rtp::NewHeader, srtp::ProtectionProfile};
 use rtc_dtls::extension::extension_use_srtp::SrtpProtectionProfile;
 
 const MS: Duration = Duration::from_millis(1);
@@ -28,7 +24,10 @@ fn relative(packets: &[Packet]) -> Vec<u16> {
 fn gcm_is_taken_where_offered_and_cm_otherwise() {
     for (profiles, expected) in [
         (
-            vec![SrtpProtectionProfile::Srtp_Aes128_Cm_Hmac_Sha1_80, SrtpProtectionProfile::Srtp_Aead_Aes_128_Gcm],
+            vec![
+                SrtpProtectionProfile::Srtp_Aes128_Cm_Hmac_Sha1_80,
+                SrtpProtectionProfile::Srtp_Aead_Aes_128_Gcm,
+            ],
             ProtectionProfile::AeadAes128Gcm,
         ),
         (vec![SrtpProtectionProfile::Srtp_Aes128_Cm_Hmac_Sha1_80], ProtectionProfile::Aes128CmHmacSha1_80),
@@ -44,7 +43,8 @@ fn gcm_is_taken_where_offered_and_cm_otherwise() {
 #[test]
 fn what_a_producer_sends_arrives_rewritten_at_its_consumer() {
     let mut world = World::new();
-    let (mut alice, mut bob) = (Client::connected(&mut world, "a", 5001), Client::connected(&mut world, "b", 5002));
+    let (mut alice, mut bob) =
+        (Client::connected(&mut world, "a", 5001), Client::connected(&mut world, "b", 5002));
     let producer = produce(&mut world, &alice, "p", MediaKind::Video, single());
     let (_, params) = consume(&mut world, &bob, "c", &producer);
     // 100 packets over the wrap of the producer's numbers; orientation as an extension that is passed on.
@@ -64,17 +64,25 @@ fn what_a_producer_sends_arrives_rewritten_at_its_consumer() {
         assert_eq!(packet.header.payload_type, params.codecs[0].payload_type);
         assert_eq!(packet.header.timestamp.wrapping_sub(got[0].header.timestamp), i as u32 * 3000);
         assert_eq!(packet.payload(), vp8(i as u16, i == 0));
-        assert_eq!(packet.header.extension(&packet.bytes, id(uri::MID)), params.mid.as_ref().map(|m| m.as_bytes()));
+        assert_eq!(
+            packet.header.extension(&packet.bytes, id(uri::MID)),
+            params.mid.as_ref().map(|m| m.as_bytes())
+        );
         assert_eq!(packet.header.extension(&packet.bytes, id(uri::VIDEO_ORIENTATION)), Some(&[2][..]));
         let sequence = packet.header.extension(&packet.bytes, id(uri::TRANSPORT_WIDE_CC)).unwrap();
-        assert_eq!(sequence, (i as u16).to_be_bytes(), "transport-wide numbers are the consumer's transport's own");
+        assert_eq!(
+            sequence,
+            (i as u16).to_be_bytes(),
+            "transport-wide numbers are the consumer's transport's own"
+        );
     }
 }
 
 #[test]
 fn a_consumer_begins_with_a_key_frame_that_was_asked_for() {
     let mut world = World::new();
-    let (mut alice, mut bob) = (Client::connected(&mut world, "a", 5001), Client::connected(&mut world, "b", 5002));
+    let (mut alice, mut bob) =
+        (Client::connected(&mut world, "a", 5001), Client::connected(&mut world, "b", 5002));
     let producer = produce(&mut world, &alice, "p", MediaKind::Video, single());
     alice.send_frame(1, true);
     world.settle(&mut [&mut alice, &mut bob]);
@@ -93,7 +101,8 @@ fn a_consumer_begins_with_a_key_frame_that_was_asked_for() {
 #[test]
 fn key_frame_requests_of_many_become_one() {
     let mut world = World::new();
-    let (mut alice, mut bob) = (Client::connected(&mut world, "a", 5001), Client::connected(&mut world, "b", 5002));
+    let (mut alice, mut bob) =
+        (Client::connected(&mut world, "a", 5001), Client::connected(&mut world, "b", 5002));
     let producer = produce(&mut world, &alice, "p", MediaKind::Video, single());
     let (_, params) = consume(&mut world, &bob, "c", &producer);
     alice.send_frame(1, true);
@@ -114,7 +123,8 @@ fn key_frame_requests_of_many_become_one() {
 #[test]
 fn a_packet_lost_on_the_way_out_is_sent_again_on_rtx() {
     let mut world = World::new();
-    let (mut alice, mut bob) = (Client::connected(&mut world, "a", 5001), Client::connected(&mut world, "b", 5002));
+    let (mut alice, mut bob) =
+        (Client::connected(&mut world, "a", 5001), Client::connected(&mut world, "b", 5002));
     let producer = produce(&mut world, &alice, "p", MediaKind::Video, single());
     let (consumer, params) = consume(&mut world, &bob, "c", &producer);
     for number in 1..=20 {
@@ -125,14 +135,21 @@ fn a_packet_lost_on_the_way_out_is_sent_again_on_rtx() {
     let lost = &got[7];
     let ask = |bob: &mut Client, sequence| {
         let mut nack = Vec::new();
-        rtcp::write_nack(&mut nack, 9, params.encodings[0].ssrc.unwrap(), &[NackPair { first: sequence, mask: 0 }]);
+        rtcp::write_nack(
+            &mut nack,
+            9,
+            params.encodings[0].ssrc.unwrap(),
+            &[NackPair { first: sequence, mask: 0 }],
+        );
         bob.send_rtcp(&nack);
     };
     ask(&mut bob, lost.header.sequence);
     ask(&mut bob, lost.header.sequence);
     world.settle(&mut [&mut alice, &mut bob]);
     let again = bob.take_rtp();
-    let [repair] = &again[..] else { panic!("{} repairs: the second request came while the first was answered", again.len()) };
+    let [repair] = &again[..] else {
+        panic!("{} repairs: the second request came while the first was answered", again.len())
+    };
     assert_eq!(repair.header.ssrc, params.encodings[0].rtx.unwrap().ssrc);
     assert_eq!(repair.header.payload_type, params.codecs[1].payload_type);
     assert_eq!(repair.header.timestamp, lost.header.timestamp);
@@ -145,7 +162,8 @@ fn a_packet_lost_on_the_way_out_is_sent_again_on_rtx() {
 #[test]
 fn without_rtx_the_same_bytes_are_sent_again() {
     let mut world = World::new();
-    let (mut alice, mut bob) = (Client::connected(&mut world, "a", 5001), Client::connected(&mut world, "b", 5002));
+    let (mut alice, mut bob) =
+        (Client::connected(&mut world, "a", 5001), Client::connected(&mut world, "b", 5002));
     let producer = produce(&mut world, &alice, "p", MediaKind::Audio, audio());
     let (_, params) = consume(&mut world, &bob, "c", &producer);
     let header = NewHeader { marker: false, payload_type: 111, sequence: 5, timestamp: 960, ssrc: 2222 };
@@ -158,7 +176,12 @@ fn without_rtx_the_same_bytes_are_sent_again() {
     bob.receive(world.now, protected);
     let sequence = bob.rtp[0].header.sequence;
     let mut nack = Vec::new();
-    rtcp::write_nack(&mut nack, 9, params.encodings[0].ssrc.unwrap(), &[NackPair { first: sequence, mask: 0 }]);
+    rtcp::write_nack(
+        &mut nack,
+        9,
+        params.encodings[0].ssrc.unwrap(),
+        &[NackPair { first: sequence, mask: 0 }],
+    );
     bob.send_rtcp(&nack);
     while let Some(bytes) = bob.out.pop_front() {
         world.worker.handle_datagram(world.now, bob.address, &bytes);
@@ -169,7 +192,8 @@ fn without_rtx_the_same_bytes_are_sent_again() {
 #[test]
 fn a_packet_lost_on_the_way_in_is_asked_for_and_takes_its_place() {
     let mut world = World::new();
-    let (mut alice, mut bob) = (Client::connected(&mut world, "a", 5001), Client::connected(&mut world, "b", 5002));
+    let (mut alice, mut bob) =
+        (Client::connected(&mut world, "a", 5001), Client::connected(&mut world, "b", 5002));
     let producer = produce(&mut world, &alice, "p", MediaKind::Video, single());
     consume(&mut world, &bob, "c", &producer);
     for number in [1, 2, 4, 5] {
@@ -198,7 +222,8 @@ fn a_packet_lost_on_the_way_in_is_asked_for_and_takes_its_place() {
 #[test]
 fn empty_padding_leaves_no_gap() {
     let mut world = World::new();
-    let (mut alice, mut bob) = (Client::connected(&mut world, "a", 5001), Client::connected(&mut world, "b", 5002));
+    let (mut alice, mut bob) =
+        (Client::connected(&mut world, "a", 5001), Client::connected(&mut world, "b", 5002));
     let producer = produce(&mut world, &alice, "p", MediaKind::Video, single());
     consume(&mut world, &bob, "c", &producer);
     alice.send_frame(1, true);
@@ -211,12 +236,16 @@ fn empty_padding_leaves_no_gap() {
 #[test]
 fn a_pause_leaves_no_gap_and_ends_with_a_key_frame() {
     let mut world = World::new();
-    let (mut alice, mut bob) = (Client::connected(&mut world, "a", 5001), Client::connected(&mut world, "b", 5002));
+    let (mut alice, mut bob) =
+        (Client::connected(&mut world, "a", 5001), Client::connected(&mut world, "b", 5002));
     let producer = produce(&mut world, &alice, "p", MediaKind::Video, single());
     let (consumer, _) = consume(&mut world, &bob, "c", &producer);
     let pauses = [
         |paused, _, consumer: &_| MediaCommand::PauseConsumer { consumer: Clone::clone(consumer), paused },
-        |paused, producer: &_, _: &_| MediaCommand::PauseProducer { producer: Clone::clone(producer), paused },
+        |paused, producer: &_, _: &_| MediaCommand::PauseProducer {
+            producer: Clone::clone(producer),
+            paused,
+        },
     ];
     let mut number = 1;
     let mut expected = 0;
@@ -246,7 +275,8 @@ fn a_pause_leaves_no_gap_and_ends_with_a_key_frame() {
 #[test]
 fn simulcast_layers_are_learned_by_rid_and_switched_at_key_frames_without_a_trace() {
     let mut world = World::new();
-    let (mut alice, mut bob) = (Client::connected(&mut world, "a", 5001), Client::connected(&mut world, "b", 5002));
+    let (mut alice, mut bob) =
+        (Client::connected(&mut world, "a", 5001), Client::connected(&mut world, "b", 5002));
     let producer = produce(&mut world, &alice, "p", MediaKind::Video, simulcast());
     let (consumer, params) = consume(&mut world, &bob, "c", &producer);
     let layers: [(u32, &[u8]); 3] = [(31, b"q"), (32, b"h"), (33, b"f")];
@@ -299,7 +329,8 @@ fn simulcast_layers_are_learned_by_rid_and_switched_at_key_frames_without_a_trac
 #[test]
 fn a_layer_that_falls_silent_is_left() {
     let mut world = World::new();
-    let (mut alice, mut bob) = (Client::connected(&mut world, "a", 5001), Client::connected(&mut world, "b", 5002));
+    let (mut alice, mut bob) =
+        (Client::connected(&mut world, "a", 5001), Client::connected(&mut world, "b", 5002));
     let producer = produce(&mut world, &alice, "p", MediaKind::Video, simulcast());
     consume(&mut world, &bob, "c", &producer);
     for i in 0..100u16 {
@@ -337,7 +368,8 @@ fn senders_learn_when_their_packets_arrived() {
 #[test]
 fn both_sides_get_reports() {
     let mut world = World::new();
-    let (mut alice, mut bob) = (Client::connected(&mut world, "a", 5001), Client::connected(&mut world, "b", 5002));
+    let (mut alice, mut bob) =
+        (Client::connected(&mut world, "a", 5001), Client::connected(&mut world, "b", 5002));
     let producer = produce(&mut world, &alice, "p", MediaKind::Video, single());
     let (_, params) = consume(&mut world, &bob, "c", &producer);
     for number in (0..100).filter(|n| n % 10 != 9) {
@@ -357,12 +389,20 @@ fn both_sides_get_reports() {
     let to_bob = bob.take_rtcp();
     let reports: Vec<(u64, u32)> = rtcp::parse(&to_bob)
         .filter_map(|p| match p {
-            rtcp::Rtcp::SenderReport { ssrc, ntp, rtp, .. } if Some(ssrc) == params.encodings[0].ssrc => Some((ntp, rtp)),
+            rtcp::Rtcp::SenderReport { ssrc, ntp, rtp, .. } if Some(ssrc) == params.encodings[0].ssrc => {
+                Some((ntp, rtp))
+            }
             _ => None,
         })
         .collect();
-    let [(ntp, rtp), .., (later_ntp, later_rtp)] = reports[..] else { panic!("{} sender reports", reports.len()) };
+    let [(ntp, rtp), .., (later_ntp, later_rtp)] = reports[..] else {
+        panic!("{} sender reports", reports.len())
+    };
     let seconds = (later_ntp - ntp) as f64 / 4_294_967_296.0;
     // The producer's clock runs at 3000 ticks in 20 ms here, the reports' at 90 000 Hz between packets.
-    assert!(seconds > 0.9 && later_rtp.wrapping_sub(rtp) > 90_000, "{seconds} s, {} ticks", later_rtp.wrapping_sub(rtp));
+    assert!(
+        seconds > 0.9 && later_rtp.wrapping_sub(rtp) > 90_000,
+        "{seconds} s, {} ticks",
+        later_rtp.wrapping_sub(rtp)
+    );
 }

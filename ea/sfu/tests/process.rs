@@ -102,13 +102,19 @@ fn a_worker_serves_its_parent_and_clients_over_udp() {
     let udp = worker.ready();
     let room = RoomId::new("r").unwrap();
     let transport = TransportId::new("t").unwrap();
-    let commands = [MediaCommand::CreateRouter, MediaCommand::CreateTransport { transport: transport.clone() }];
+    let commands =
+        [MediaCommand::CreateRouter, MediaCommand::CreateTransport { transport: transport.clone() }];
     for (id, command) in (1..).zip(commands) {
         worker.tell(&ToWorker::Request { id, room: room.clone(), command });
     }
-    assert!(matches!(worker.read(), Some(FromWorker::Answer { id: 1, result: Ok(MediaAnswer::Router { .. }) })));
-    let Some(FromWorker::Answer { id: 2, result: Ok(MediaAnswer::Transport { ice_parameters: ice, ice_candidates, .. }) }) =
-        worker.read()
+    assert!(matches!(
+        worker.read(),
+        Some(FromWorker::Answer { id: 1, result: Ok(MediaAnswer::Router { .. }) })
+    ));
+    let Some(FromWorker::Answer {
+        id: 2,
+        result: Ok(MediaAnswer::Transport { ice_parameters: ice, ice_candidates, .. }),
+    }) = worker.read()
     else {
         panic!("no transport")
     };

@@ -153,11 +153,14 @@ impl Client {
     pub fn new(world: &mut World, name: &str, port: u16) -> Self {
         let transport = TransportId::new(name).unwrap();
         let answer = world.ask(MediaCommand::CreateTransport { transport: transport.clone() }).unwrap();
-        let MediaAnswer::Transport { ice_parameters, ice_candidates, dtls_parameters } = answer else { panic!("{answer:?}") };
+        let MediaAnswer::Transport { ice_parameters, ice_candidates, dtls_parameters } = answer else {
+            panic!("{answer:?}")
+        };
         assert_eq!((ice_candidates[0].address.as_str(), ice_candidates[0].port), ("127.0.0.1", 40_000));
         assert_eq!((dtls_parameters.role, ice_parameters.ice_lite), (DtlsRole::Auto, Some(true)));
         let provider = provider();
-        let certificate = Certificate::generate_self_signed(vec!["client".into()], provider.crypto()).unwrap();
+        let certificate =
+            Certificate::generate_self_signed(vec!["client".into()], provider.crypto()).unwrap();
         Self {
             address: SocketAddr::from(([127, 0, 0, 1], port)),
             transport,
@@ -165,7 +168,10 @@ impl Client {
             dtls: Endpoint::new(([127, 0, 0, 1], port).into(), TransportProtocol::UDP, None),
             provider,
             certificate,
-            profiles: vec![SrtpProtectionProfile::Srtp_Aes128_Cm_Hmac_Sha1_80, SrtpProtectionProfile::Srtp_Aead_Aes_128_Gcm],
+            profiles: vec![
+                SrtpProtectionProfile::Srtp_Aes128_Cm_Hmac_Sha1_80,
+                SrtpProtectionProfile::Srtp_Aead_Aes_128_Gcm,
+            ],
             srtp: None,
             out: VecDeque::new(),
             stun: Vec::new(),
@@ -192,7 +198,11 @@ impl Client {
         fingerprint(self.provider.as_ref(), &self.certificate.certificate[0]).unwrap()
     }
 
-    pub fn tell_fingerprint(&self, world: &mut World, fingerprint: DtlsFingerprint) -> Result<MediaAnswer, MediaError> {
+    pub fn tell_fingerprint(
+        &self,
+        world: &mut World,
+        fingerprint: DtlsFingerprint,
+    ) -> Result<MediaAnswer, MediaError> {
         let dtls = DtlsParameters { role: DtlsRole::Client, fingerprints: vec![fingerprint] };
         world.ask(MediaCommand::ConnectTransport { transport: self.transport.clone(), dtls })
     }
@@ -208,7 +218,14 @@ impl Client {
     /// Queues a binding request.
     pub fn bind(&mut self, use_candidate: bool) {
         let username = format!("{}:peer", self.ice.username_fragment);
-        let request = stun::binding_request(self.provider.crypto(), &[3; 12], &username, &self.ice.password, use_candidate, true);
+        let request = stun::binding_request(
+            self.provider.crypto(),
+            &[3; 12],
+            &username,
+            &self.ice.password,
+            use_candidate,
+            true,
+        );
         self.out.push_back(request);
     }
 
@@ -243,13 +260,19 @@ impl Client {
                         EndpointEvent::HandshakeComplete => {
                             let state = self.dtls.get_connection_state(worker).unwrap();
                             let profile = match state.srtp_protection_profile() {
-                                SrtpProtectionProfile::Srtp_Aead_Aes_128_Gcm => ProtectionProfile::AeadAes128Gcm,
-                                SrtpProtectionProfile::Srtp_Aead_Aes_256_Gcm => ProtectionProfile::AeadAes256Gcm,
+                                SrtpProtectionProfile::Srtp_Aead_Aes_128_Gcm => {
+                                    ProtectionProfile::AeadAes128Gcm
+                                }
+                                SrtpProtectionProfile::Srtp_Aead_Aes_256_Gcm => {
+                                    ProtectionProfile::AeadAes256Gcm
+                                }
                                 _ => ProtectionProfile::Aes128CmHmacSha1_80,
                             };
                             let length = 2 * (profile.key_len() + profile.salt_len());
-                            let material = state.export_keying_material("EXTRACTOR-dtls_srtp", &[], length).unwrap();
-                            let keys = SrtpKeys { profile, material: material.as_ref().to_vec(), is_client: true };
+                            let material =
+                                state.export_keying_material("EXTRACTOR-dtls_srtp", &[], length).unwrap();
+                            let keys =
+                                SrtpKeys { profile, material: material.as_ref().to_vec(), is_client: true };
                             self.srtp = Some(Srtp::new(&keys, self.provider.crypto()).unwrap());
                         }
                         EndpointEvent::PeerClosed => self.closed = true,
@@ -263,8 +286,8 @@ impl Client {
                 if (192..=223).contains(&bytes[1]) {
                     self.rtcp.extend_from_slice(&srtp.unprotect_rtcp(bytes).expect("SRTCP of the worker"));
                 } else {
-                    let ssrc = RtpHeader::parse(bytes).unwrap().ssrc;
-                    let plain = srtp.unprotect_rtp(bytes, ssrc).expect("SRTP of the worker").to_vec();
+                    let header = RtpHeader::parse(bytes).unwrap();
+                    let plain = srtp.unprotect_rtp(bytes, &header).expect("SRTP of the worker").to_vec();
                     let mut header = RtpHeader::parse(&plain).unwrap();
                     assert!(header.strip_padding(&plain));
                     self.rtp.push(Packet { header, bytes: plain });
@@ -281,8 +304,8 @@ impl Client {
         }
         writer.finish();
         packet.extend_from_slice(payload);
-        let protected = self.srtp.as_mut().unwrap().protect_rtp(&packet).unwrap();
-        self.out.push_back(protected.to_vec());
+        self.srtp.as_mut().unwrap().protect_rtp(&mut packet, 0).unwrap();
+        self.out.push_back(packet);
     }
 
     pub fn send_rtcp(&mut self, compound: &[u8]) {
@@ -310,24 +333,40 @@ pub const MEDIA_TYPE: u8 = 100;
 pub const RTX_TYPE: u8 = 101;
 
 pub fn frame_header(ssrc: u32, number: u16) -> NewHeader {
-    NewHeader { marker: true, payload_type: MEDIA_TYPE, sequence: number, timestamp: u32::from(number) * 3000, ssrc }
+    NewHeader {
+        marker: true,
+        payload_type: MEDIA_TYPE,
+        sequence: number,
+        timestamp: u32::from(number) * 3000,
+        ssrc,
+    }
 }
 
 /// A VP8 payload with a 15-bit picture id and TL0PICIDX.
 pub fn vp8(number: u16, key: bool) -> Vec<u8> {
-    let mut payload = vec![0x90, 0xc0, 0x80 | (number >> 8) as u8 & 0x7f, number as u8, number as u8, u8::from(!key)];
+    let mut payload =
+        vec![0x90, 0xc0, 0x80 | (number >> 8) as u8 & 0x7f, number as u8, number as u8, u8::from(!key)];
     payload.extend_from_slice(&[number as u8; 40]);
     payload
 }
 
-fn codec(mime_type: &str, payload_type: u8, clock_rate: u32, channels: Option<u8>, feedback: &[(&str, &str)]) -> RtpCodecParameters {
+fn codec(
+    mime_type: &str,
+    payload_type: u8,
+    clock_rate: u32,
+    channels: Option<u8>,
+    feedback: &[(&str, &str)],
+) -> RtpCodecParameters {
     RtpCodecParameters {
         mime_type: mime_type.into(),
         payload_type,
         clock_rate,
         channels,
         parameters: FmtpParameters::new(),
-        rtcp_feedback: feedback.iter().map(|(k, p)| RtcpFeedback { kind: (*k).into(), parameter: (*p).into() }).collect(),
+        rtcp_feedback: feedback
+            .iter()
+            .map(|(k, p)| RtcpFeedback { kind: (*k).into(), parameter: (*p).into() })
+            .collect(),
     }
 }
 
@@ -342,7 +381,13 @@ pub fn video(encodings: Vec<RtpEncodingParameters>) -> RtpParameters {
     RtpParameters {
         mid: Some("v".into()),
         codecs: vec![
-            codec("video/VP8", MEDIA_TYPE, 90_000, None, &[("nack", ""), ("nack", "pli"), ("ccm", "fir"), ("transport-cc", "")]),
+            codec(
+                "video/VP8",
+                MEDIA_TYPE,
+                90_000,
+                None,
+                &[("nack", ""), ("nack", "pli"), ("ccm", "fir"), ("transport-cc", "")],
+            ),
             rtx,
         ],
         header_extensions: vec![
@@ -358,7 +403,11 @@ pub fn video(encodings: Vec<RtpEncodingParameters>) -> RtpParameters {
 }
 
 pub fn single() -> RtpParameters {
-    video(vec![RtpEncodingParameters { ssrc: Some(SSRC), rtx: Some(RtxStream { ssrc: RTX_SSRC }), ..Default::default() }])
+    video(vec![RtpEncodingParameters {
+        ssrc: Some(SSRC),
+        rtx: Some(RtxStream { ssrc: RTX_SSRC }),
+        ..Default::default()
+    }])
 }
 
 pub fn simulcast() -> RtpParameters {
@@ -371,13 +420,23 @@ pub fn audio() -> RtpParameters {
     RtpParameters {
         mid: Some("a".into()),
         codecs: vec![codec("audio/opus", 111, 48_000, Some(2), &[("nack", ""), ("transport-cc", "")])],
-        header_extensions: vec![extension(1, uri::MID), extension(3, uri::TRANSPORT_WIDE_CC), extension(4, uri::AUDIO_LEVEL)],
+        header_extensions: vec![
+            extension(1, uri::MID),
+            extension(3, uri::TRANSPORT_WIDE_CC),
+            extension(4, uri::AUDIO_LEVEL),
+        ],
         encodings: vec![RtpEncodingParameters { ssrc: Some(2222), ..Default::default() }],
         rtcp: RtcpParameters::default(),
     }
 }
 
-pub fn produce(world: &mut World, client: &Client, id: &str, kind: MediaKind, params: RtpParameters) -> ProducerId {
+pub fn produce(
+    world: &mut World,
+    client: &Client,
+    id: &str,
+    kind: MediaKind,
+    params: RtpParameters,
+) -> ProducerId {
     let producer = ProducerId::new(id).unwrap();
     let command = MediaCommand::Produce {
         transport: client.transport.clone(),
@@ -391,7 +450,12 @@ pub fn produce(world: &mut World, client: &Client, id: &str, kind: MediaKind, pa
 }
 
 /// A consumer, not paused any more.
-pub fn consume(world: &mut World, client: &Client, id: &str, producer: &ProducerId) -> (ConsumerId, RtpParameters) {
+pub fn consume(
+    world: &mut World,
+    client: &Client,
+    id: &str,
+    producer: &ProducerId,
+) -> (ConsumerId, RtpParameters) {
     let consumer = ConsumerId::new(id).unwrap();
     let command = MediaCommand::Consume {
         transport: client.transport.clone(),
@@ -399,7 +463,9 @@ pub fn consume(world: &mut World, client: &Client, id: &str, producer: &Producer
         producer: producer.clone(),
         rtp_capabilities: router_rtp_capabilities(),
     };
-    let MediaAnswer::Consumer { rtp_parameters, .. } = world.ask(command).unwrap() else { panic!("no consumer") };
+    let MediaAnswer::Consumer { rtp_parameters, .. } = world.ask(command).unwrap() else {
+        panic!("no consumer")
+    };
     world.ask(MediaCommand::PauseConsumer { consumer: consumer.clone(), paused: false }).unwrap();
     (consumer, rtp_parameters)
 }
@@ -413,7 +479,9 @@ pub fn plis(compound: &[u8], ssrc: u32) -> usize {
 pub fn nacked(compound: &[u8], ssrc: u32) -> Vec<u16> {
     rtcp::parse(compound)
         .filter_map(|p| match p {
-            rtcp::Rtcp::Nack { media, pairs } if media == ssrc => Some(rtcp::nack_sequences(pairs).collect::<Vec<_>>()),
+            rtcp::Rtcp::Nack { media, pairs } if media == ssrc => {
+                Some(rtcp::nack_sequences(pairs).collect::<Vec<_>>())
+            }
             _ => None,
         })
         .flatten()
