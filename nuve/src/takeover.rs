@@ -83,11 +83,7 @@ pub async fn watch_ecs(app: AppState, mut stop: watch::Receiver<bool>) {
                     probed.insert(view.ec.clone(), Instant::now());
                     app.probe(&view.ec).await;
                 }
-                Health::Lost => {
-                    if app.declare_lost(view).await {
-                        app.take_rooms(view).await;
-                    }
-                }
+                Health::Lost if app.declare_lost(view).await => app.take_rooms(view).await,
                 _ => {}
             }
         }

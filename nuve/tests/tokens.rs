@@ -2,6 +2,8 @@
 
 mod support;
 
+use std::time::Duration;
+
 use roomlog_bus::{
     commit::StreamKind,
     events::Event,
@@ -148,7 +150,7 @@ async fn keys_open_what_they_are_for() {
         if refused.status == 401 {
             break;
         }
-        tokio::time::sleep(std::time::Duration::from_millis(10)).await;
+        tokio::time::sleep(Duration::from_millis(10)).await;
         refused = front.token(&keys.secret, "a", "Ann").await;
     }
     refused.is(401).problem("unknown-key");
@@ -191,11 +193,14 @@ async fn without_an_ec_the_answer_is_503_and_nothing_is_written() {
 #[tokio::test]
 async fn two_nuve_nodes_give_twenty_rooms_one_ec_each_under_two_hundred_first_tokens() {
     let cell = Cell::new();
-    let (a, b) = (cell.nuve(Cell::settings("n1")).await, cell.nuve(Cell::settings("n2")).await);
     let mut ecs = Vec::new();
     for name in ["e1", "e2", "e3"] {
         ecs.push(FakeEc::start(&cell, name).await);
     }
+    // Neither has seen what the other wrote; only the journal knows.
+    let lag = Duration::from_millis(400);
+    let a = cell.lagging_nuve(Cell::settings("n1"), lag).await;
+    let b = cell.lagging_nuve(Cell::settings("n2"), lag).await;
     let keys = a.service().await;
     // Ten rooms exist and have no EC; ten are made by their first token.
     for room in 0..10 {
@@ -228,15 +233,17 @@ async fn two_nuve_nodes_give_twenty_rooms_one_ec_each_under_two_hundred_first_to
             .collect();
         assert_eq!(placed, [("first-token".into(), seen[0].1.clone(), 1)]);
     }
-    assert_eq!(a.directory.read().rooms.len(), 20);
+    let rooms = cell.journal.streams(StreamKind::Room).await.unwrap();
+    assert_eq!(rooms.len(), 20);
 }
 
 #[tokio::test]
 async fn a_room_made_at_one_nuve_is_usable_at_the_other_at_once() {
     let cell = Cell::new();
-    let (a, b) = (cell.nuve(Cell::settings("n1")).await, cell.nuve(Cell::settings("n2")).await);
     let _ec = FakeEc::start(&cell, "e1").await;
-    for i in 0..20 {
+    let a = cell.nuve(Cell::settings("n1")).await;
+    let b = cell.lagging_nuve(Cell::settings("n2"), Duration::from_millis(1_500)).await;
+    for i in 0..5 {
         // A new service each time too: its keys are used where it was not made.
         let keys = a.service().await;
         let room =
@@ -244,6 +251,10 @@ async fn a_room_made_at_one_nuve_is_usable_at_the_other_at_once() {
         let (id, version) = (room.at("id"), room.version());
         let path = format!("/v1/rooms/{id}");
         b.get(&path).key(&keys.secret).send().await.is(200);
+        b.get(&format!("/v1/rooms/name:r{i}")).key(&keys.secret).send().await.is(200);
+        let read = b.get(&format!("{path}?min_version={version}")).key(&keys.secret).send().await.is(200);
+        assert_eq!(read.version(), version);
+        b.post("/v1/rooms", json!({"name": format!("r{i}")})).key(&keys.secret).send().await.is(409);
         let token = b
             .post(&format!("{path}/tokens"), json!({"user": "Ann"}))
             .key(&keys.publishable)

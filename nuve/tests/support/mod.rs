@@ -1,5 +1,6 @@
 //! A cell in memory for tests: bus, journal, NUVE nodes, and ECs that register, beat and answer but serve nobody.
 #![allow(dead_code, reason = "each test file uses a part")]
+#![allow(clippy::unwrap_used, reason = "helpers of tests are tests")]
 
 use std::{net::SocketAddr, sync::Arc, time::Duration};
 
@@ -11,11 +12,11 @@ use axum::{
 };
 use roomlog_bus::{
     bus::{Bus, Headers, Message, respond},
-    commit::{Commit, Payload, StreamId, Writer},
+    commit::{Commit, Head, Payload, StreamId, StreamKind, Writer},
     env::Env,
     events::{ClientAdmitted, ClientJoined, ClientLeft, Event, NodeRegistered, RoomDeleted, RoomOpened},
     ids::{ClientId, EcId, Epoch, Incarnation, NuveId, RoomId, Version},
-    journal::{Journal, read_all},
+    journal::{AppendError, Cursor, Follow, Followed, Journal, ReadError, read_all},
     log::{Draft, Log},
     memory_bus::MemoryBus,
     memory_journal::MemoryJournal,
@@ -73,6 +74,15 @@ impl Cell {
         Front { router: nuve.router(), nuve, directory }
     }
 
+    /// A node whose own view is `lag` behind the journal.
+    pub async fn lagging_nuve(&self, settings: NuveSettings, lag: Duration) -> Front {
+        let late: Arc<dyn Journal> = Arc::new(LateJournal { journal: self.journal.clone(), lag });
+        let directory = LiveDirectory::start(late).await.unwrap();
+        let (bus, journal) = (self.bus.clone(), self.journal.clone());
+        let nuve = roomlog_nuve::start(settings, bus, journal, directory.clone(), self.env()).await.unwrap();
+        Front { router: nuve.router(), nuve, directory }
+    }
+
     pub async fn commits(&self, room: &str) -> Vec<Arc<Commit>> {
         let room = RoomId::new(room).unwrap();
         read_all(&*self.journal, &StreamId::from(&room), Version(1)).await.unwrap()
@@ -89,6 +99,63 @@ impl Cell {
             state.apply_commit(&commit).unwrap();
         }
         state
+    }
+}
+
+/// A journal whose followers hear of each commit late, as behind a slow network.
+struct LateJournal {
+    journal: Arc<dyn Journal>,
+    lag: Duration,
+}
+
+#[async_trait::async_trait]
+impl Journal for LateJournal {
+    async fn append(&self, commit: Commit) -> Result<(), AppendError> {
+        self.journal.append(commit).await
+    }
+
+    async fn read(
+        &self,
+        stream: &StreamId,
+        from: Version,
+        limit: usize,
+    ) -> Result<Vec<Arc<Commit>>, ReadError> {
+        self.journal.read(stream, from, limit).await
+    }
+
+    async fn head(&self, stream: &StreamId) -> Result<Option<Head>, ReadError> {
+        self.journal.head(stream).await
+    }
+
+    async fn streams(&self, kind: StreamKind) -> Result<Vec<(StreamId, Head)>, ReadError> {
+        self.journal.streams(kind).await
+    }
+
+    async fn follow(&self, from: Cursor) -> Result<Follow, ReadError> {
+        let mut follow = self.journal.follow(from).await?;
+        let (late, receiver) = tokio::sync::mpsc::channel(100_000);
+        let (stamped, mut arrived) = tokio::sync::mpsc::unbounded_channel();
+        tokio::spawn(async move {
+            while let Some(followed) = follow.next().await {
+                let _ = stamped.send((tokio::time::Instant::now(), followed));
+            }
+        });
+        let lag = self.lag;
+        tokio::spawn(async move {
+            let mut live = false;
+            while let Some((at, followed)) = arrived.recv().await {
+                live |= followed == Followed::CaughtUp;
+                if live && followed != Followed::CaughtUp {
+                    tokio::time::sleep_until(at + lag).await;
+                }
+                let _ = late.send(followed).await;
+            }
+        });
+        Ok(Follow { receiver })
+    }
+
+    async fn tail(&self) -> Result<Cursor, ReadError> {
+        self.journal.tail().await
     }
 }
 
