@@ -185,7 +185,8 @@ impl Ecs {
         }
     }
 
-    fn restart_timers(&self) {
+    /// Counts silence anew: this node was paused, or cut off from the bus, and cannot know what others did meanwhile.
+    pub fn restart_timers(&self) {
         let now = Instant::now();
         for heard in self.lock().values_mut() {
             heard.at = now;

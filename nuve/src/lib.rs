@@ -261,6 +261,8 @@ async fn tend(app: AppState, mut stop: watch::Receiver<bool>) {
                     payload: Payload::encode(&beat).0,
                 };
                 if let Err(error) = app.bus.publish(message).await {
+                    // Cut off: that nobody is heard says nothing about them.
+                    app.ecs.restart_timers();
                     tracing::debug!(%error, "no heartbeat was sent");
                 }
             }

@@ -53,6 +53,7 @@ pub fn router(app: AppState) -> Router {
         .routes(routes!(services::demo))
         .routes(routes!(services::create, services::list))
         .routes(routes!(services::get, services::delete))
+        .routes(routes!(services::rotate))
         .routes(routes!(rooms::create, rooms::list))
         .routes(routes!(rooms::get, rooms::delete))
         .routes(routes!(tokens::create))

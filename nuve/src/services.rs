@@ -11,7 +11,7 @@ use axum::{
 use roomlog_bus::{
     commit::{Cause, StreamId},
     env::Env,
-    events::{Event, ServiceCreated, ServiceDeleted},
+    events::{Event, ServiceCreated, ServiceDeleted, ServiceKeyRotated},
     ids::{ServiceId, Version},
     journal::{AppendError, read_all},
     log::{Draft, Log},
@@ -168,18 +168,75 @@ pub async fn delete(
     Because(cause): Because,
     At(id): At<String>,
 ) -> Result<Response, Problem> {
-    let service = ServiceId::new(&id).map_err(|_| no_service(&id))?;
+    let (service, state) = alive(&app, &id).await?;
+    let draft = Draft { cause, ..Draft::default() };
+    let event = Event::from(ServiceDeleted {});
+    let commit = app.log.append(StreamId::from(&service), state.head, draft, &[event]).await?;
+    app.settle(&commit.stream, commit.last_version()).await;
+    Ok((StatusCode::NO_CONTENT, version_header(commit.last_version())).into_response())
+}
+
+/// A service as the journal has it now, if it is not deleted.
+async fn alive(app: &AppState, id: &str) -> Result<(ServiceId, ServiceState), Problem> {
+    let service = ServiceId::new(id).map_err(|_| no_service(id))?;
     let mut state = ServiceState::default();
     for commit in read_all(&*app.journal, &StreamId::from(&service), Version(1)).await? {
         state.apply_commit(&commit)?;
     }
     if state.head.is_none() || state.deleted {
-        return Err(no_service(&id));
+        return Err(no_service(id));
     }
+    Ok((service, state))
+}
+
+/// Which key is replaced.
+#[derive(Debug, Clone, Copy, Deserialize, ToSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum Which {
+    /// The secret key.
+    Secret,
+    /// The publishable key.
+    Publishable,
+}
+
+/// What is replaced.
+#[derive(Deserialize, ToSchema)]
+pub struct Rotation {
+    /// Which key.
+    which: Which,
+}
+
+/// A new key, which is shown only now.
+#[derive(Serialize, ToSchema)]
+pub struct NewKey {
+    /// The key.
+    key: String,
+}
+
+/// Replaces a key of a service: the old one opens nothing from then on.
+#[utoipa::path(post, path = "/v1/services/{service}/keys", tag = "services", params(("service" = String, Path)), request_body = Rotation, security(("admin" = [])), responses(
+    (status = 201, body = NewKey), (status = 404, body = problem::ProblemDocument),
+))]
+pub async fn rotate(
+    State(app): State<AppState>,
+    _: AdminKey,
+    Because(cause): Because,
+    At(id): At<String>,
+    Body(rotation): Body<Rotation>,
+) -> Result<Response, Problem> {
+    let (service, state) = alive(&app, &id).await?;
+    let (kind, which) = match rotation.which {
+        Which::Secret => (KeyKind::Secret, "secret"),
+        Which::Publishable => (KeyKind::Publishable, "publishable"),
+    };
+    let key = app.env.draw(|rng| new_key(kind, &service, rng));
     let draft = Draft { cause, ..Draft::default() };
-    let event = Event::from(ServiceDeleted {});
+    let event = Event::from(ServiceKeyRotated { which: which.into(), hash: hash(&key) });
     let commit = app.log.append(StreamId::from(&service), state.head, draft, &[event]).await?;
-    Ok((StatusCode::NO_CONTENT, version_header(commit.last_version())).into_response())
+    app.settle(&commit.stream, commit.last_version()).await;
+    let no_store = [(header::CACHE_CONTROL, "no-store")];
+    Ok((StatusCode::CREATED, version_header(commit.last_version()), no_store, Json(NewKey { key }))
+        .into_response())
 }
 
 // ---- the demo service ------------------------------------------------------------------------------------------------------

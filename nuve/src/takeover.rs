@@ -77,14 +77,17 @@ pub async fn watch_ecs(app: AppState, mut stop: watch::Receiver<bool>) {
             _ = looks.tick() => {}
         }
         let views = app.ecs.view(&app.directory.read());
-        for view in &views {
-            match view.health {
-                Health::Suspected if probed.get(&view.ec).is_none_or(|at| at.elapsed() >= PROBE_EVERY) => {
-                    probed.insert(view.ec.clone(), Instant::now());
-                    app.probe(&view.ec).await;
-                }
-                Health::Lost if app.declare_lost(view).await => app.take_rooms(view).await,
-                _ => {}
+        let mut due = Vec::new();
+        for view in views.iter().filter(|view| view.health == Health::Suspected) {
+            if probed.get(&view.ec).is_none_or(|at| at.elapsed() >= PROBE_EVERY) {
+                probed.insert(view.ec.clone(), Instant::now());
+                due.push(app.probe(&view.ec));
+            }
+        }
+        futures::future::join_all(due).await;
+        for view in views.iter().filter(|view| view.health == Health::Lost) {
+            if app.declare_lost(view).await {
+                app.take_rooms(view).await;
             }
         }
     }
