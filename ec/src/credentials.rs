@@ -1,7 +1,7 @@
 //! Tokens and resume keys, as an EC checks them. Tokens are signed by NUVE; the public keys are learnt over the bus.
 
 use std::{
-    sync::{Mutex, PoisonError},
+    sync::{PoisonError, RwLock},
     time::{Duration, Instant},
 };
 
@@ -22,7 +22,9 @@ const FETCH_PAUSE: Duration = Duration::from_secs(1);
 /// The keys known so far.
 #[derive(Default)]
 pub(crate) struct Verifier {
-    keys: Mutex<(TokenKeys, Option<Instant>)>,
+    keys: RwLock<TokenKeys>,
+    /// When they were last asked for. Whoever holds it asks; the others wait for the outcome in place of asking too.
+    asked: tokio::sync::Mutex<Option<Instant>>,
 }
 
 impl Verifier {
@@ -35,10 +37,7 @@ impl Verifier {
     ) -> Result<(Claims, bool), TokenError> {
         match self.check(token, now) {
             Err(TokenError::UnknownKey { kid }) => {
-                self.fetch(bus).await;
-                if !self.lock().0.contains(&kid) {
-                    return Err(TokenError::UnknownKey { kid });
-                }
+                self.learn(bus, &kid).await;
                 self.check(token, now)
             }
             result => result,
@@ -46,7 +45,7 @@ impl Verifier {
     }
 
     fn check(&self, token: &str, now: Timestamp) -> Result<(Claims, bool), TokenError> {
-        let keys = &self.lock().0;
+        let keys = self.keys.read().unwrap_or_else(PoisonError::into_inner);
         match keys.verify(token, now) {
             Ok(claims) => Ok((claims, false)),
             // Read as of its last second: signature and shape are checked all the same.
@@ -57,13 +56,12 @@ impl Verifier {
         }
     }
 
-    async fn fetch(&self, bus: &dyn Bus) {
-        {
-            let mut known = self.lock();
-            if known.1.is_some_and(|at| at.elapsed() < FETCH_PAUSE) {
-                return;
-            }
-            known.1 = Some(Instant::now());
+    /// Asks NUVE for its keys, unless the one called `kid` has come meanwhile or they were asked for a moment ago.
+    async fn learn(&self, bus: &dyn Bus, kid: &str) {
+        let mut asked = self.asked.lock().await;
+        let known = self.keys.read().unwrap_or_else(PoisonError::into_inner).contains(kid);
+        if known || asked.is_some_and(|at| at.elapsed() < FETCH_PAUSE) {
+            return;
         }
         match ask::<_, NuveAnswer>(
             bus,
@@ -73,13 +71,12 @@ impl Verifier {
         )
         .await
         {
-            Ok(NuveAnswer::Keys { keys }) => self.lock().0.extend(TokenKeys::new(keys)),
+            Ok(NuveAnswer::Keys { keys }) => {
+                self.keys.write().unwrap_or_else(PoisonError::into_inner).extend(TokenKeys::new(keys));
+            }
             Err(error) => tracing::warn!(%error, "NUVE's token keys could not be fetched"),
         }
-    }
-
-    fn lock(&self) -> std::sync::MutexGuard<'_, (TokenKeys, Option<Instant>)> {
-        self.keys.lock().unwrap_or_else(PoisonError::into_inner)
+        *asked = Some(Instant::now());
     }
 }
 

@@ -90,7 +90,9 @@ fn tell(before: &RoomState, event: &Event, version: Version, told: &mut Vec<Told
             told.push(Told::Out { client: e.client.clone(), reason: e.reason.clone() });
         }
         // Who starts over is gone for the others until it joins again.
-        Event::ClientResumed(e) if e.how == "reattach" && before.clients.get(&e.client).is_some_and(|c| c.joined.is_some()) => {
+        Event::ClientResumed(e)
+            if e.how == "reattach" && before.clients.get(&e.client).is_some_and(|c| c.joined.is_some()) =>
+        {
             for client in others(&e.client) {
                 notify(client, "peerClosed", json!({ "peerId": e.client, "v": v }));
             }
