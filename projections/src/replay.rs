@@ -395,7 +395,6 @@ pub fn state_at<'a>(
     }
 }
 
-
 /// Finds a room without reading the whole log where its id, or the beginning of it, is given.
 pub async fn find_room(
     journal: &dyn Journal,

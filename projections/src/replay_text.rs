@@ -4,17 +4,29 @@ use std::fmt::Write as _;
 
 use crate::{
     replay::{RoomAt, RoomSummary},
-    timeline_words::span,
+    timeline_words::{policy, span},
 };
 
 /// The rooms as a table.
 pub fn rooms<'a>(rooms: impl IntoIterator<Item = &'a RoomSummary>) -> String {
     let mut rows = vec![
-        ["ROOM", "NAME", "SERVICE", "OWNER", "STATE", "CLIENTS", "EVENTS", "FIRST EVENT", "LAST EVENT", "SIZE"]
-            .map(str::to_owned),
+        [
+            "ROOM",
+            "NAME",
+            "SERVICE",
+            "OWNER",
+            "STATE",
+            "CLIENTS",
+            "EVENTS",
+            "FIRST EVENT",
+            "LAST EVENT",
+            "SIZE",
+        ]
+        .map(str::to_owned),
     ];
     for room in rooms {
-        let owner = room.owner.as_ref().map(|o| format!("{} start {} epoch {}", o.ec, o.incarnation, o.epoch));
+        let owner =
+            room.owner.as_ref().map(|o| format!("{} start {} epoch {}", o.ec, o.incarnation, o.epoch));
         let state = match (room.deleted, room.open) {
             (true, _) => "deleted",
             (false, true) => "open",
@@ -72,7 +84,14 @@ pub fn state(id: &str, at: &RoomAt) -> String {
         out.push_str("  in the middle of a commit: nobody ever saw this state\n");
     }
     if let Some(info) = &room.info {
-        let _ = writeln!(out, "  name     {:?}, service {}, {:?}, made {}", info.name, info.service, info.eapolicy, info.created);
+        let _ = writeln!(
+            out,
+            "  name     {:?}, service {}, {}, made {}",
+            info.name,
+            info.service,
+            policy(info.eapolicy),
+            info.created
+        );
     }
     match &room.owner {
         Some(o) => {
@@ -87,7 +106,11 @@ pub fn state(id: &str, at: &RoomAt) -> String {
     };
     let _ = writeln!(out, "  session  {session}, media epoch {}", room.media_epoch);
     for p in room.placements.values() {
-        let _ = writeln!(out, "  media    EA {} start {}, worker {} start {}", p.ea, p.incarnation, p.worker, p.generation);
+        let _ = writeln!(
+            out,
+            "  media    EA {} start {}, worker {} start {}",
+            p.ea, p.incarnation, p.worker, p.generation
+        );
     }
     let _ = writeln!(out, "  clients  {}", room.clients.len());
     for (id, client) in &room.clients {
@@ -111,7 +134,8 @@ pub fn state(id: &str, at: &RoomAt) -> String {
             let _ = writeln!(out, "      transport {transport}  {way}, {connected}");
             for (producer, p) in room.producers.iter().filter(|(_, p)| &p.transport == transport) {
                 let paused = if p.paused { ", paused" } else { "" };
-                let _ = writeln!(out, "        producer {producer}  {:?}, {:?}{paused}", p.kind, p.consumer_type);
+                let _ =
+                    writeln!(out, "        producer {producer}  {:?}, {:?}{paused}", p.kind, p.consumer_type);
             }
             for (consumer, c) in room.consumers.iter().filter(|(_, c)| &c.transport == transport) {
                 let from = room.producers.get(&c.producer).and_then(|p| room.clients.get(&p.client));
@@ -121,7 +145,11 @@ pub fn state(id: &str, at: &RoomAt) -> String {
                     (true, true) => ", paused",
                     (true, false) => "",
                 };
-                let _ = writeln!(out, "        consumer {consumer}  {:?} of {from:?} (producer {}){how}", c.kind, c.producer);
+                let _ = writeln!(
+                    out,
+                    "        consumer {consumer}  {:?} of {from:?} (producer {}){how}",
+                    c.kind, c.producer
+                );
             }
         }
     }

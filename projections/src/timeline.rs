@@ -1,7 +1,7 @@
 //! The timeline of a room or of nodes: every event with its time, in plain words, with what led to it and who wrote it.
 
 use roomlog_bus::{
-    commit::{Cause, Commit, CommitId, StreamId, Writer},
+    commit::{Cause, Commit, CommitId, RawEvent, StreamId, Writer},
     events::Event,
     ids::{ClientId, Epoch, Version},
     time::Timestamp,
@@ -65,6 +65,9 @@ pub struct Moment {
     pub epoch: Epoch,
     /// The event's own fields.
     pub data: Value,
+    /// Cause and writer in words.
+    #[serde(skip)]
+    pub by: String,
 }
 
 fn as_text<S: serde::Serializer>(time: &Timestamp, to: S) -> Result<S::Ok, S::Error> {
@@ -76,7 +79,8 @@ fn as_text<S: serde::Serializer>(time: &Timestamp, to: S) -> Result<S::Ok, S::Er
 pub fn of_room<'a>(commits: impl IntoIterator<Item = &'a Commit> + Clone, filter: &Filter) -> Vec<Moment> {
     let data: Vec<Value> =
         commits.clone().into_iter().flat_map(|c| c.events.iter().map(|e| e.data.to_json())).collect();
-    let ids = ShortIds::of(&data);
+    let nodes = commits.clone().into_iter().map(|c| c.writer.node.id().to_owned()).collect();
+    let ids = ShortIds::of(&data, nodes);
     let mut state = RoomState::default();
     let mut scene = words::Scene::default();
     let mut moments: Vec<Moment> = Vec::new();
@@ -106,7 +110,8 @@ pub fn of_room<'a>(commits: impl IntoIterator<Item = &'a Commit> + Clone, filter
                 state.apply(event, commit.time);
             }
             if about && filter.at(commit.time) {
-                push(&mut moments, commit, Version(version), raw.kind.to_string(), text, details, client, data);
+                let said = Said { text, details, client, by: words::by(commit, &ids) };
+                push(&mut moments, commit, Version(version), raw, data, said);
             }
         }
         state.head = Some(commit.head());
@@ -125,21 +130,27 @@ pub fn of_node(moments: &mut Vec<Moment>, commit: &Commit, filter: &Filter) {
             Ok(event) => words::node(&commit.stream, &event),
             Err(error) => format!("UNREADABLE: {error}"),
         };
-        let data = raw.data.to_json();
-        push(moments, commit, Version(version), raw.kind.to_string(), text, Vec::new(), None, data);
+        let by = words::by(commit, &ShortIds::default());
+        let said = Said { text, details: Vec::new(), client: None, by };
+        push(moments, commit, Version(version), raw, raw.data.to_json(), said);
     }
 }
 
-#[allow(clippy::too_many_arguments, reason = "they are the fields of what is made, in order")]
+/// What is said of an event.
+struct Said {
+    text: String,
+    details: Vec<String>,
+    client: Option<ClientId>,
+    by: String,
+}
+
 fn push(
     moments: &mut Vec<Moment>,
     commit: &Commit,
     version: Version,
-    kind: String,
-    text: String,
-    details: Vec<String>,
-    client: Option<ClientId>,
+    raw: &RawEvent,
     data: Value,
+    said: Said,
 ) {
     let last = moments.last();
     moments.push(Moment {
@@ -150,14 +161,15 @@ fn push(
         delta_us: last.map_or(0, |last| commit.time.0 as i64 - last.time.0 as i64),
         commit: commit.id,
         begins_commit: last.is_none_or(|last| last.commit != commit.id),
-        kind,
-        text,
-        details,
-        client,
+        kind: raw.kind.to_string(),
+        text: said.text,
+        details: said.details,
+        client: said.client,
         cause: commit.cause.clone(),
         writer: commit.writer.clone(),
         epoch: commit.epoch,
         data,
+        by: said.by,
     });
 }
 
@@ -176,7 +188,7 @@ pub fn render(moments: &[Moment], streams: bool) -> String {
         }
         let _ = write!(out, "{}", moment.text);
         if moment.begins_commit {
-            let _ = write!(out, "   [{}]", words::by(&moment.cause, &moment.writer));
+            let _ = write!(out, "   [{}]", moment.by);
         }
         out.push('\n');
         for detail in &moment.details {

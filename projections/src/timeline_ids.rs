@@ -17,9 +17,9 @@ const FIELDS: [&str; 7] = ["client", "transport", "producer", "consumer", "ea", 
 pub struct ShortIds(BTreeMap<String, String>);
 
 impl ShortIds {
-    /// Short forms of all ids in these events' data.
-    pub fn of<'a>(events: impl IntoIterator<Item = &'a Value>) -> Self {
-        let mut ids = BTreeSet::new();
+    /// Short forms of all ids in these events' data, and of these nodes.
+    pub fn of<'a>(events: impl IntoIterator<Item = &'a Value>, nodes: BTreeSet<String>) -> Self {
+        let mut ids = nodes;
         for data in events {
             collect(data, &mut ids);
         }
@@ -81,12 +81,13 @@ mod tests {
             json!({"producer": "aaaaaaaaaaaaaaa1", "transport": "aaaaaaaabbbbbbbb"}),
             json!({"placement": {"ea": "ea-1"}, "candidates": [{"ea": "frankfurt-ea-number-2"}]}),
         ];
-        let short = ShortIds::of(&events);
+        let short = ShortIds::of(&events, BTreeSet::from(["aNodeWithALongId".to_owned()]));
         assert_eq!(short.short("Zq81mmmmmmmmmmmm"), "Zq81mm…");
         assert_eq!(short.short("aaaaaaaaaaaaaaa1"), "aaaaaaaaa…");
         assert_eq!(short.short("aaaaaaaabbbbbbbb"), "aaaaaaaab…");
         assert_eq!(short.short("ea-1"), "ea-1");
         assert_eq!(short.short("frankfurt-ea-number-2"), "frankf…");
+        assert_eq!(short.short("aNodeWithALongId"), "aNodeW…");
         assert_eq!(short.short("notAnIdOfAnything"), "notAnIdOfAnything");
     }
 }

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use roomlog_bus::{
-    commit::{Cause, Commit, StreamId, Writer},
+    commit::{Commit, StreamId},
     events::{Candidate, EaPolicy, Event, Placement},
     ids::{ClientId, EaId, ProducerId},
     ortc::MediaKind,
@@ -159,7 +159,8 @@ fn counted(count: u64, what: &str) -> String {
     format!("{count} {what}{}", if count == 1 { "" } else { "s" })
 }
 
-fn policy(policy: EaPolicy) -> &'static str {
+/// A policy as the API names it.
+pub fn policy(policy: EaPolicy) -> &'static str {
     match policy {
         EaPolicy::RoomBest => "ROOM-BEST",
         EaPolicy::TtlBest => "TTL-BEST",
@@ -170,7 +171,9 @@ fn policy(policy: EaPolicy) -> &'static str {
 pub fn span(microseconds: u64) -> String {
     let seconds = microseconds / 1_000_000;
     match seconds {
-        0..60 => format!("{}.{:03} s", seconds, microseconds / 1_000 % 1_000),
+        0..10 => format!("{}.{:03} s", seconds, microseconds / 1_000 % 1_000),
+        // Deadlines are a moment shorter when they are written down than when they were set: 29.999 s were 30.
+        10..60 => format!("{:.1} s", microseconds as f64 / 1e6),
         60..3_600 => format!("{} min {} s", seconds / 60, seconds % 60),
         3_600..86_400 => format!("{} h {} min", seconds / 3_600, seconds / 60 % 60),
         _ => format!("{} d {} h", seconds / 86_400, seconds / 3_600 % 24),
@@ -190,7 +193,8 @@ pub fn delta(microseconds: i64) -> String {
 }
 
 /// What led to a commit and who wrote it.
-pub fn by(cause: &Cause, writer: &Writer) -> String {
+pub fn by(commit: &Commit, ids: &ShortIds) -> String {
+    let Commit { cause, writer, .. } = commit;
     let mut said = if cause.kind.is_empty() { "no cause".to_owned() } else { cause.kind.clone() };
     if let Some(request) = cause.request {
         said.push_str(&format!(" {request}"));
@@ -198,7 +202,11 @@ pub fn by(cause: &Cause, writer: &Writer) -> String {
     if let Some(trace) = &cause.trace {
         said.push_str(&format!(" trace {trace}"));
     }
-    format!("{said}; {} start {}", writer.node, writer.incarnation)
+    if writer.node == commit.stream {
+        return format!("{said}; itself");
+    }
+    let kind = writer.node.kind().as_str().to_uppercase();
+    format!("{said}; {kind} {} start {}", ids.short(writer.node.id()), writer.incarnation)
 }
 
 /// Every EC considered when NUVE gave the room one, from the facts it kept.
@@ -390,9 +398,13 @@ pub fn node(stream: &StreamId, event: &Event) -> String {
     let kind = stream.kind().as_str().to_uppercase();
     match event {
         Event::NodeRegistered(e) => {
-            let workers =
-                if e.workers > 0 { format!(", {}", counted(e.workers.into(), "worker")) } else { String::new() };
-            format!("{kind} registered: start {}, at {}, version {}{workers}", e.incarnation, e.address, e.version)
+            let workers = if e.workers > 0 {
+                format!(", {}", counted(e.workers.into(), "worker"))
+            } else {
+                String::new()
+            };
+            let at = if e.address.is_empty() { String::new() } else { format!(", at {}", e.address) };
+            format!("{kind} registered: start {}{at}, version {}{workers}", e.incarnation, e.version)
         }
         Event::NodeLost(e) => {
             format!("{kind} LOST: start {}, noticed by {} ({})", e.incarnation, e.observer, e.reason)
@@ -405,7 +417,11 @@ pub fn node(stream: &StreamId, event: &Event) -> String {
         Event::WorkerStarted(e) => format!("worker {} ready, its start {}", e.worker, e.generation),
         Event::WorkerDied(e) => {
             let rooms: Vec<&str> = e.rooms.iter().map(|room| room.as_str()).collect();
-            let on_it = if rooms.is_empty() { "no rooms on it".into() } else { format!("on it: {}", rooms.join(" ")) };
+            let on_it = if rooms.is_empty() {
+                "no rooms on it".into()
+            } else {
+                format!("on it: {}", rooms.join(" "))
+            };
             format!("worker {} DIED, its start {} ({}); {on_it}", e.worker, e.generation, e.reason)
         }
         other => stranger(other),

@@ -347,7 +347,8 @@ impl<'a> Verifier<'a> {
                 },
             }
         });
-        let joined = report.must(!commit.events.is_empty(), "empty-commit", || "a commit without events".into())
+        let joined = report
+            .must(!commit.events.is_empty(), "empty-commit", || "a commit without events".into())
             && report.must(recent.insert(commit.id), "duplicate-commit", || {
                 "this commit is in the log already".into()
             })

@@ -46,6 +46,10 @@ impl RoomCheck {
         if self.state.head.is_none() {
             let begins = matches!(events[0], Event::RoomCreated(_) | Event::RoomSnapshot(_));
             report.must(begins, "created", || format!("the room begins with {}", events[0].kind()));
+            if let Event::RoomSnapshot(_) = &events[0] {
+                // Who may write is known from the snapshot itself.
+                self.state.apply(&events[0], commit.time);
+            }
         }
         if self.writer(commit, events, nodes, report) {
             if let Some(again) = redecide.and_then(|redecide| redecide(&self.state, commit)) {
@@ -120,7 +124,8 @@ impl RoomCheck {
             )
         });
         if let Some(owner) = self.state.owner.as_ref().filter(|_| {
-            writer.node.kind() == StreamKind::Nuve && events.iter().any(|e| matches!(e, Event::RoomDeleted(_)))
+            writer.node.kind() == StreamKind::Nuve
+                && events.iter().any(|e| matches!(e, Event::RoomDeleted(_)))
         }) {
             // NUVE judges by heartbeats, which are not in the log.
             report.check(!nodes.is_alive(owner), Severity::Warning, "deleted-beside-owner", || {
@@ -138,13 +143,16 @@ impl RoomCheck {
 
     fn places_itself(&self, commit: &Commit, placed: &RoomPlaced, report: &mut Report) -> bool {
         let writer = &commit.writer;
-        let on_itself =
-            StreamId::from(&placed.ec) == writer.node && placed.incarnation == writer.incarnation;
-        let after_itself =
-            self.state.owner.as_ref().is_some_and(|o| o.ec == placed.ec && o.incarnation < placed.incarnation);
+        let on_itself = StreamId::from(&placed.ec) == writer.node && placed.incarnation == writer.incarnation;
+        let after_itself = self
+            .state
+            .owner
+            .as_ref()
+            .is_some_and(|o| o.ec == placed.ec && o.incarnation < placed.incarnation);
         report.must(on_itself && after_itself, "placed-by", || {
             let owner = self.state.owner.as_ref();
-            let owner = owner.map_or("nobody's".to_owned(), |o| format!("ec.{} start {}'s", o.ec, o.incarnation));
+            let owner =
+                owner.map_or("nobody's".to_owned(), |o| format!("ec.{} start {}'s", o.ec, o.incarnation));
             format!(
                 "{} start {} gave the room to ec.{} start {}; it was {owner}",
                 writer.node, writer.incarnation, placed.ec, placed.incarnation
@@ -194,8 +202,11 @@ impl RoomCheck {
                 let cascades = state.info.as_ref().is_some_and(|i| i.eapolicy == EaPolicy::TtlBest);
                 let free = state.placements.is_empty() || (cascades && !state.placements.contains_key(ea));
                 report.must(free, "placement", || {
-                    let on: Vec<String> =
-                        state.placements.values().map(|p| format!("EA {} worker {}", p.ea, p.worker)).collect();
+                    let on: Vec<String> = state
+                        .placements
+                        .values()
+                        .map(|p| format!("EA {} worker {}", p.ea, p.worker))
+                        .collect();
                     format!("given to EA {ea} worker {} while on {}", e.placement.worker, on.join(" and "))
                 });
                 let further = cascades && !state.placements.is_empty() && e.media_epoch == state.media_epoch;
@@ -235,9 +246,10 @@ impl RoomCheck {
             Event::RoomSnapshot(e) => {
                 // At the beginning of a compacted stream there is nothing to compare with.
                 if state.head.is_some() {
-                    let same = e.state.decode::<RoomState>().is_ok_and(|snapshot| {
-                        RoomState { head: state.head, ..snapshot } == *state
-                    });
+                    let same = e
+                        .state
+                        .decode::<RoomState>()
+                        .is_ok_and(|snapshot| RoomState { head: state.head, ..snapshot } == *state);
                     report.must(same, "snapshot", || "it is not what the events before it give".into());
                 }
             }
@@ -417,7 +429,9 @@ impl RoomCheck {
             let until = client.resume_until;
             report.check(!until.is_some_and(late), Severity::Warning, "ghost", || {
                 let until = until.unwrap_or_default();
-                format!("client {id} could come back until {until}, the log goes on to {end}, and it never left")
+                format!(
+                    "client {id} could come back until {until}, the log goes on to {end}, and it never left"
+                )
             });
         }
         if self.state.clients.is_empty() {
@@ -426,10 +440,15 @@ impl RoomCheck {
         let owner = self.state.owner.as_ref().and_then(|owner| nodes.owner_gone(owner));
         let media = self.state.placements.values().find_map(|place| nodes.media_gone(place));
         for (gone, what) in [(owner, "it was not given another EC"), (media, "its media was not moved")] {
-            report.check(!gone.as_ref().is_some_and(|(since, _)| late(*since)), Severity::Warning, "ghost", || {
-                let how = gone.map_or(String::new(), |(_, how)| how);
-                format!("{} clients are in the room; {how}, and {what}", self.state.clients.len())
-            });
+            report.check(
+                !gone.as_ref().is_some_and(|(since, _)| late(*since)),
+                Severity::Warning,
+                "ghost",
+                || {
+                    let how = gone.map_or(String::new(), |(_, how)| how);
+                    format!("{} clients are in the room; {how}, and {what}", self.state.clients.len())
+                },
+            );
         }
     }
 }
@@ -440,9 +459,8 @@ fn same_decision(again: Result<Vec<Event>, String>, events: &[Event], report: &m
         Err(reason) => Some(reason.clone()),
         Ok(again) if again == events => None,
         Ok(again) => {
-            let kinds = |events: &[Event]| {
-                events.iter().map(|e| e.kind().to_owned()).collect::<Vec<_>>().join(", ")
-            };
+            let kinds =
+                |events: &[Event]| events.iter().map(|e| e.kind().to_owned()).collect::<Vec<_>>().join(", ");
             let different = again.iter().zip(events).find(|(a, b)| a != b);
             Some(match different {
                 Some((now, then)) if now.kind() == then.kind() => {
