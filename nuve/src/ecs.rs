@@ -94,6 +94,8 @@ pub struct Ecs {
     suspect_after: Duration,
     lost_after: Duration,
     started: Instant,
+    /// When the listening task last had nothing more to read.
+    listened: Mutex<Instant>,
 }
 
 impl Ecs {
@@ -117,6 +119,7 @@ impl Ecs {
             suspect_after,
             lost_after,
             started: now,
+            listened: Mutex::new(now),
         });
         let task = {
             let ecs = ecs.clone();
@@ -140,6 +143,7 @@ impl Ecs {
                                 ecs.restart_timers();
                             }
                             last = Instant::now();
+                            *ecs.listened.lock().unwrap_or_else(PoisonError::into_inner) = last;
                         }
                     }
                 }
@@ -194,9 +198,15 @@ impl Ecs {
         }
     }
 
+    /// Now, but not later than this node is known to have listened: what was said since may wait unread.
+    fn judged_at(&self) -> Instant {
+        let listened = *self.listened.lock().unwrap_or_else(PoisonError::into_inner);
+        Instant::now().min(listened + OWN_PAUSE)
+    }
+
     /// Every EC that has ever registered, by id.
     pub fn view(&self, directory: &Directory) -> Vec<EcView> {
-        let now = Instant::now();
+        let now = self.judged_at();
         let mut heard = self.lock();
         let mut views = Vec::new();
         for (node, state) in directory.nodes.iter().filter(|(node, _)| node.kind() == StreamKind::Ec) {

@@ -110,6 +110,27 @@ async fn an_ec_that_another_nuve_hears_is_not_called_lost() {
 }
 
 #[tokio::test]
+async fn a_node_that_was_itself_paused_does_not_think_that_the_others_were_silent() {
+    let cell = Cell::new();
+    let settings =
+        roomlog_nuve::NuveSettings { suspect_after_ms: 1_500, lost_after_ms: 2_000, ..Cell::settings("n1") };
+    let front = cell.nuve(settings).await;
+    let _ec = FakeEc::start(&cell, "e1").await;
+    let keys = front.service().await;
+    let room = front.token(&keys.publishable, "a", "Ann").await.is(201).at("roomId");
+    std::thread::sleep(Duration::from_millis(2_500));
+    // Before anything that waited could be read …
+    front.token(&keys.publishable, "b", "Ann").await.is(201);
+    // … and afterwards.
+    tokio::time::sleep(Duration::from_millis(600)).await;
+    front.token(&keys.publishable, "c", "Ann").await.is(201);
+    assert_eq!(placements(&cell, &room).await.len(), 1);
+    let node: StreamId = "ec.e1".parse().unwrap();
+    let commits = cell.journal.read(&node, roomlog_bus::ids::Version(1), 10).await.unwrap();
+    assert!(commits.iter().flat_map(|c| &c.events).all(|event| &*event.kind != "NodeLost"));
+}
+
+#[tokio::test]
 async fn nodes_are_listed_with_what_is_heard_of_them() {
     let cell = Cell::new();
     let front = cell.nuve(Cell::settings("n1")).await;
