@@ -152,3 +152,55 @@ fn transmit(
     // A full socket buffer drops the datagram, as a full link would: waiting would delay everybody else, and NACK repairs it.
     socket.try_io(|| state.try_send(socket.into(), &transmit))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::{net::UdpSocket as StdSocket, time::Duration};
+
+    #[test]
+    fn datagrams_of_any_sizes_arrive_whole_and_in_order_at_each_destination() {
+        let mut net = Net::bind("127.0.0.1:0".parse().unwrap(), 1 << 20).unwrap();
+        let peers = [(), ()].map(|()| StdSocket::bind("127.0.0.1:0").unwrap());
+        // Runs of equal size, a shorter one that may end a run, a longer one that may not, and more than one run can hold.
+        let sizes: Vec<usize> =
+            [1200, 1200, 1200, 700, 1200, 50, 1300, 1300, 1].into_iter().chain([100; 150]).collect();
+        let mut outbox = Outbox::default();
+        for (index, &size) in sizes.iter().enumerate() {
+            for (number, peer) in peers.iter().enumerate() {
+                outbox.push(peer.local_addr().unwrap(), &vec![(index + number) as u8; size]);
+            }
+        }
+        net.send(&mut outbox);
+        assert!(outbox.is_empty());
+        for (number, peer) in peers.iter().enumerate() {
+            peer.set_read_timeout(Some(Duration::from_secs(2))).unwrap();
+            let mut buffer = [0; 4096];
+            for (index, &size) in sizes.iter().enumerate() {
+                let count =
+                    peer.recv(&mut buffer).unwrap_or_else(|e| panic!("datagram {index} of {size}: {e}"));
+                assert_eq!(buffer[..count], vec![(index + number) as u8; size], "datagram {index}");
+            }
+        }
+        assert_eq!((net.packets_out, net.dropped), (2 * sizes.len() as u64, 0));
+    }
+
+    #[test]
+    fn what_was_sent_to_it_is_received_one_by_one() {
+        let mut net = Net::bind("127.0.0.1:0".parse().unwrap(), 1 << 20).unwrap();
+        let peer = StdSocket::bind("127.0.0.1:0").unwrap();
+        for index in 0..100u8 {
+            peer.send_to(&vec![index; 100 + usize::from(index % 3)], net.local_addr().unwrap()).unwrap();
+        }
+        let mut seen = Vec::new();
+        let from = peer.local_addr().unwrap();
+        while seen.len() < 100 {
+            let more = net.receive(|source, bytes| {
+                assert_eq!(source, from);
+                seen.push((bytes[0], bytes.len()));
+            });
+            assert!(more || seen.len() == 100, "{} came", seen.len());
+        }
+        assert_eq!(seen, (0..100).map(|i| (i, 100 + usize::from(i % 3))).collect::<Vec<_>>());
+    }
+}

@@ -165,12 +165,12 @@ impl Producer {
         self.payload_types[usize::from(payload_type & 0x7f)]
     }
 
-    /// `[{ssrc, rid, score}]`, as mediasoup's `score` event has it.
+    /// `[{encodingIdx, ssrc, rid, score}]` of the streams that have come, as mediasoup's `score` event has it.
     pub fn score(&self) -> serde_json::Value {
-        self.streams
-            .iter()
-            .enumerate()
-            .map(|(index, s)| serde_json::json!({"encodingIdx": index, "ssrc": s.ssrc, "rid": s.rid, "score": s.score}))
-            .collect()
+        let come = self.streams.iter().enumerate().filter(|(_, s)| s.ssrc.is_some());
+        come.map(|(index, s)| {
+            serde_json::json!({ "encodingIdx": index, "ssrc": s.ssrc, "rid": s.rid, "score": s.score })
+        })
+        .collect()
     }
 }

@@ -277,9 +277,9 @@ impl Transport {
         }
     }
 
-    /// Whether media can be sent.
+    /// Whether media can be sent. Without consent nothing is (RFC 7675 §5.1): whoever has the address now did not ask for it.
     pub fn can_send(&self) -> bool {
-        self.srtp.is_some() && self.ice.selected.is_some()
+        self.state == TransportState::Connected && self.srtp.is_some() && self.ice.selected.is_some()
     }
 
     /// What to stamp on the next packet; counts it when `transport_cc`.

@@ -250,7 +250,11 @@ impl Worker {
                 } else {
                     TransportState::Connecting
                 };
+                let consumers = transport.consumers.clone();
                 self.set_state(key, state);
+                for consumer in consumers {
+                    self.restart_consumer(now, consumer);
+                }
             }
             _ => {}
         }
@@ -360,4 +364,36 @@ fn candidates(announced: &[IpAddr], udp: SocketAddr) -> Vec<IceCandidate> {
             }
         })
         .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_panic_ends_one_transport_and_not_the_worker() {
+        let now = Instant::now();
+        let udp = "127.0.0.1:40000".parse().unwrap();
+        let mut worker = Worker::new(WorkerConfig::new(udp), udp, now, [1; 32]).unwrap();
+        let room = RoomId::new("r").unwrap();
+        worker.handle_request(now, &room, MediaCommand::CreateRouter).unwrap();
+        let ids = ["a", "b"].map(|id| TransportId::new(id).unwrap());
+        for transport in ids.clone() {
+            worker.handle_request(now, &room, MediaCommand::CreateTransport { transport }).unwrap();
+        }
+        let key = worker.find_transport(&room, &ids[0]).unwrap();
+        let address = "127.0.0.1:1".parse().unwrap();
+        worker.by_address.insert(address, key);
+        worker.transports.get_mut(key).unwrap().ice.heard(now, address, true);
+        worker.guarded(now, key, |_| panic!("as a parser might"));
+        let states = worker.take_notifications();
+        let failed =
+            MediaNotification::TransportState { transport: ids[0].clone(), state: TransportState::Failed };
+        assert_eq!(states, [(room.clone(), failed)]);
+        assert_eq!((worker.load().panics, worker.by_address.len()), (1, 0));
+        let answer = worker.handle_request(now, &room, MediaCommand::Inventory);
+        let Ok(MediaAnswer::Inventory { inventory }) = answer else { panic!("{answer:?}") };
+        let states: Vec<_> = inventory.transports.iter().map(|t| t.state).collect();
+        assert_eq!(states, [TransportState::Failed, TransportState::New]);
+    }
 }

@@ -95,6 +95,27 @@ fn consent_ends_after_its_time_and_comes_back_with_a_request() {
 }
 
 #[test]
+fn without_consent_nothing_is_sent() {
+    let mut world = World::new();
+    let (mut alice, mut bob) =
+        (Client::connected(&mut world, "a", 5001), Client::connected(&mut world, "b", 5002));
+    let producer = produce(&mut world, &alice, "p", MediaKind::Video, single());
+    consume(&mut world, &bob, "c", &producer);
+    world.pass(Duration::from_millis(ICE_CONSENT_MS + 100), &mut [&mut alice, &mut bob]);
+    alice.bind(true);
+    alice.send_frame(1, true);
+    world.settle(&mut [&mut alice, &mut bob]);
+    assert!(bob.take_rtp().is_empty(), "Bob was not heard of for too long");
+    alice.take_rtcp();
+    bob.bind(true);
+    world.settle(&mut [&mut alice, &mut bob]);
+    assert_eq!(plis(&alice.take_rtcp(), SSRC), 1, "he is back and needs a key frame");
+    alice.send_frame(2, true);
+    world.settle(&mut [&mut alice, &mut bob]);
+    assert_eq!(bob.take_rtp().len(), 1);
+}
+
+#[test]
 fn a_client_that_moves_keeps_its_media() {
     let mut world = World::new();
     let (mut alice, mut bob) =
