@@ -173,7 +173,9 @@ impl OpenLog {
         let holes = report
             .findings
             .iter()
-            .filter_map(|f| if let JournalFinding::Hole { first, last, .. } = f { Some((*first, *last)) } else { None })
+            .filter_map(|f| {
+                if let JournalFinding::Hole { first, last, .. } = f { Some((*first, *last)) } else { None }
+            })
             .collect();
         Ok(Self { journal, folder, report, writer, holes })
     }
@@ -343,7 +345,9 @@ fn client_of(room: &RoomId, commits: &[Arc<Commit>], prefix: &str) -> anyhow::Re
     }
     match fitting.as_slice() {
         [one] => Ok(one.clone()),
-        [] => bail!("no client of room {room} has an id that begins with {prefix}; `replay show {room}` lists them"),
+        [] => bail!(
+            "no client of room {room} has an id that begins with {prefix}; `replay show {room}` lists them"
+        ),
         several => bail!("{prefix} may be any of {several:?}; give more of the id"),
     }
 }
@@ -471,3 +475,7 @@ fn decide_again(state: &RoomState, commit: &Commit) -> Option<Result<Vec<Event>,
     };
     Some(decide::decide(state, &command, &facts).map_err(|refusal| format!("it is refused now: {refusal}")))
 }
+
+#[cfg(test)]
+#[path = "replay_tests.rs"]
+mod tests;
