@@ -10,11 +10,13 @@ use std::{
 };
 
 use roomlog_bus::{
+    commit::Commit,
     ids::{ConsumerId, Epoch, ProducerId, TransportId},
     media::{MediaCommand, MediaObject, RouterInventory},
     ortc::ConsumerLayers,
 };
 use roomlog_projections::room::RoomState;
+use serde::Deserialize;
 
 /// Where an object comes from.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -156,6 +158,51 @@ impl Objects {
         }
     }
 
+    /// Marks as committed what the log has, and says what the worker must be told after a commit that `touched` this much.
+    pub fn follow(&mut self, fold: &RoomState, touched: &Touched) -> Vec<MediaCommand> {
+        match touched {
+            Touched::All => {
+                self.mark_committed(fold);
+                let passed = |origin: &Origin| !origin.committed && origin.epoch < fold.epoch();
+                let mut commands = self.close_where(passed);
+                commands.extend(plan(fold, self));
+                commands
+            }
+            Touched::Objects(objects) => {
+                let mut commands = Vec::new();
+                for (at, object) in objects.iter().enumerate() {
+                    if objects[..at].contains(object) {
+                        continue; // the state is the same the second time, but it would be told twice
+                    }
+                    self.mark_one(fold, object);
+                    commands.extend(plan_one(fold, self, object));
+                }
+                commands
+            }
+        }
+    }
+
+    fn mark_one(&mut self, fold: &RoomState, object: &MediaObject) {
+        match object {
+            MediaObject::Router => {}
+            MediaObject::Transport(id) => {
+                if let Some(origin) = self.transports.get_mut(id) {
+                    origin.committed |= fold.transports.contains_key(id);
+                }
+            }
+            MediaObject::Producer(id) => {
+                if let Some(producer) = self.producers.get_mut(id) {
+                    producer.origin.committed |= fold.producers.contains_key(id);
+                }
+            }
+            MediaObject::Consumer(id) => {
+                if let Some(consumer) = self.consumers.get_mut(id) {
+                    consumer.origin.committed |= fold.consumers.contains_key(id);
+                }
+            }
+        }
+    }
+
     /// What the fold has is committed.
     pub fn mark_committed(&mut self, fold: &RoomState) {
         for (id, origin) in &mut self.transports {
@@ -176,7 +223,7 @@ impl Objects {
             closing.transport(id);
         }
         for (id, producer) in &self.producers {
-            if closing.takes_producer(id, producer) || doomed(&producer.origin) {
+            if closing.takes_producer(producer) || doomed(&producer.origin) {
                 closing.producer(id, producer);
             }
         }
@@ -265,7 +312,7 @@ impl Closing {
     }
 
     /// Whether the producer goes with its transport.
-    fn takes_producer(&self, _id: &ProducerId, producer: &Producer) -> bool {
+    fn takes_producer(&self, producer: &Producer) -> bool {
         self.transports.contains(&producer.transport)
     }
 
@@ -300,34 +347,281 @@ pub fn plan(fold: &RoomState, held: &Objects) -> Vec<MediaCommand> {
     }
     for (id, producer) in &held.producers {
         match fold.producers.get(id) {
-            _ if closing.takes_producer(id, producer) => closing.producer(id, producer),
+            _ if closing.takes_producer(producer) => closing.producer(id, producer),
             None if producer.origin.committed => closing.producer(id, producer),
-            Some(wanted) if wanted.paused != producer.paused => {
-                changes.push(MediaCommand::PauseProducer { producer: id.clone(), paused: wanted.paused });
-            }
-            _ => {}
+            None => {}
+            Some(wanted) => change_producer(&mut changes, id, producer, wanted),
         }
     }
     for (id, consumer) in &held.consumers {
         match fold.consumers.get(id) {
             _ if closing.takes_consumer(consumer) => {}
             None if consumer.origin.committed => closing.consumer(id, consumer),
-            Some(wanted) => {
-                // Layers and rank first, so that a consumer that is resumed starts with them.
-                if let Some(layers) = wanted.preferred_layers.filter(|l| Some(*l) != consumer.layers) {
-                    changes.push(MediaCommand::SetPreferredLayers { consumer: id.clone(), layers });
-                }
-                if wanted.priority != consumer.priority {
-                    changes
-                        .push(MediaCommand::SetPriority { consumer: id.clone(), priority: wanted.priority });
-                }
-                if wanted.paused != consumer.paused {
-                    changes.push(MediaCommand::PauseConsumer { consumer: id.clone(), paused: wanted.paused });
-                }
-            }
             None => {}
+            Some(wanted) => change_consumer(&mut changes, id, consumer, wanted),
         }
     }
     closing.commands.extend(changes);
     closing.commands
+}
+
+/// [`plan`] for one object: a commit that names few objects in a room of thousands must not cost a look at all of them.
+pub fn plan_one(fold: &RoomState, held: &Objects, object: &MediaObject) -> Vec<MediaCommand> {
+    let mut commands = Vec::new();
+    let ended = match object {
+        MediaObject::Router => return plan(fold, held),
+        MediaObject::Transport(id) => {
+            held.transports.get(id).is_some_and(|o| o.committed) && !fold.transports.contains_key(id)
+        }
+        MediaObject::Producer(id) => match (held.producers.get(id), fold.producers.get(id)) {
+            (Some(producer), Some(wanted)) => {
+                change_producer(&mut commands, id, producer, wanted);
+                false
+            }
+            (producer, _) => producer.is_some_and(|p| p.origin.committed),
+        },
+        MediaObject::Consumer(id) => match (held.consumers.get(id), fold.consumers.get(id)) {
+            (Some(consumer), Some(wanted)) => {
+                change_consumer(&mut commands, id, consumer, wanted);
+                false
+            }
+            (consumer, _) => consumer.is_some_and(|c| c.origin.committed),
+        },
+    };
+    if ended {
+        commands.push(MediaCommand::Close { object: object.clone() });
+    }
+    commands
+}
+
+fn change_producer(
+    changes: &mut Vec<MediaCommand>,
+    id: &ProducerId,
+    held: &Producer,
+    wanted: &roomlog_projections::room::Producer,
+) {
+    if wanted.paused != held.paused {
+        changes.push(MediaCommand::PauseProducer { producer: id.clone(), paused: wanted.paused });
+    }
+}
+
+fn change_consumer(
+    changes: &mut Vec<MediaCommand>,
+    id: &ConsumerId,
+    held: &Consumer,
+    wanted: &roomlog_projections::room::Consumer,
+) {
+    // Layers and rank first, so that a consumer that is resumed starts with them.
+    if let Some(layers) = wanted.preferred_layers.filter(|layers| Some(*layers) != held.layers) {
+        changes.push(MediaCommand::SetPreferredLayers { consumer: id.clone(), layers });
+    }
+    if wanted.priority != held.priority {
+        changes.push(MediaCommand::SetPriority { consumer: id.clone(), priority: wanted.priority });
+    }
+    if wanted.paused != held.paused {
+        changes.push(MediaCommand::PauseConsumer { consumer: id.clone(), paused: wanted.paused });
+    }
+}
+
+/// What a commit can have changed about objects.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Touched {
+    /// These and what hangs on them.
+    Objects(Vec<MediaObject>),
+    /// Anything.
+    All,
+}
+
+/// Reads from a commit what it can have changed, without reading the events' other fields.
+pub fn touched(commit: &Commit) -> Touched {
+    /// The names an event about an object may have.
+    #[derive(Deserialize)]
+    struct Names {
+        transport: Option<TransportId>,
+        producer: Option<ProducerId>,
+        consumer: Option<ConsumerId>,
+    }
+    let mut objects = Vec::new();
+    for event in &commit.events {
+        let kind = event.kind.as_ref();
+        let about = ["Transport", "Producer", "Consumer"].into_iter().find(|about| kind.starts_with(about));
+        match (about, kind) {
+            // `ConsumerRefused` names no consumer, and the others nothing that a worker holds.
+            (_, "ConsumerRefused" | "ClientAdmitted" | "ClientBound" | "ClientAttached" | "ClientJoined") => {
+            }
+            (_, "ClientDisconnected" | "ClientResumed" | "DisplayNameChanged") => {}
+            (Some(about), _) => {
+                let object = event.data.decode::<Names>().ok().and_then(|names| match about {
+                    "Transport" => names.transport.map(MediaObject::Transport),
+                    "Producer" => names.producer.map(MediaObject::Producer),
+                    _ => names.consumer.map(MediaObject::Consumer),
+                });
+                match object {
+                    Some(object) => objects.push(object),
+                    None => return Touched::All,
+                }
+            }
+            (None, _) => return Touched::All,
+        }
+    }
+    Touched::Objects(objects)
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+    use roomlog_bus::{events::*, ids::MediaEpoch, time::Timestamp};
+
+    use super::*;
+    use crate::testing::*;
+
+    /// A room of `a` and `b`, and the belief of an EA that has made it.
+    fn call() -> (Pen, RoomState, Objects) {
+        let mut pen = Pen::new("room.r".parse().unwrap());
+        let mut fold = RoomState::default();
+        let mut held = Objects::default();
+        let events = [
+            placed(1),
+            admitted("a"),
+            admitted("b"),
+            transport_created("a", "ta"),
+            transport_created("b", "tb"),
+            producer_created("a", "ta", "p"),
+            producer_created("a", "ta", "q"),
+            consumer_created("b", "tb", "cp", "p"),
+            consumer_created("b", "tb", "cq", "q"),
+        ];
+        fold.apply_commit(&pen.write(&events)).unwrap();
+        let commands = [
+            create("ta"),
+            create("tb"),
+            produce("ta", "p"),
+            produce("ta", "q"),
+            consume("tb", "cp", "p"),
+            consume("tb", "cq", "q"),
+        ];
+        let origin = || Origin { epoch: Epoch(1), since: Duration::ZERO, committed: false };
+        commands.iter().for_each(|command| held.sent(command, origin));
+        held.mark_committed(&fold);
+        (pen, fold, held)
+    }
+
+    #[test]
+    fn what_goes_with_its_parent_is_not_closed_by_itself() {
+        let (_, mut fold, held) = call();
+        fold.apply(&left("a"), Timestamp(1));
+        assert_eq!(plan(&fold, &held), [close_of(MediaObject::Transport(transport("ta")))]);
+        let (_, mut fold, held) = call();
+        fold.apply(&ProducerClosed { producer: producer("p"), reason: String::new() }.into(), Timestamp(1));
+        assert_eq!(plan(&fold, &held), [close_of(MediaObject::Producer(producer("p")))]);
+    }
+
+    #[test]
+    fn a_resume_is_told_after_the_layers_it_should_start_with() {
+        let (_, mut fold, held) = call();
+        let layers = ConsumerLayers { spatial_layer: 1, temporal_layer: None };
+        let consumer = consumer("cp");
+        let events: [Event; 2] = [
+            ConsumerResumed { consumer: consumer.clone() }.into(),
+            ConsumerLayersPreferred { consumer: consumer.clone(), layers }.into(),
+        ];
+        events.iter().for_each(|event| fold.apply(event, Timestamp(1)));
+        let expected = [
+            MediaCommand::SetPreferredLayers { consumer: consumer.clone(), layers },
+            MediaCommand::PauseConsumer { consumer, paused: false },
+        ];
+        assert_eq!(plan(&fold, &held), expected);
+    }
+
+    #[test]
+    fn an_object_made_and_ended_before_it_was_seen_is_provisional_and_left_to_expire() {
+        let (_, fold, mut held) = call();
+        held.sent(&create("late"), || Origin { epoch: Epoch(1), since: Duration::ZERO, committed: false });
+        assert_eq!(plan(&fold, &held), []);
+    }
+
+    fn event() -> impl Strategy<Value = Event> {
+        let consumer_id = prop_oneof![Just("cp"), Just("cq"), Just("none")];
+        let producer_id = prop_oneof![Just("p"), Just("q"), Just("none")];
+        prop_oneof![
+            consumer_id.clone().prop_map(|c| ConsumerResumed { consumer: consumer(c) }.into()),
+            consumer_id.clone().prop_map(|c| ConsumerPaused { consumer: consumer(c) }.into()),
+            (consumer_id.clone(), 1..9u8).prop_map(|(c, priority)| ConsumerPrioritySet {
+                consumer: consumer(c),
+                priority
+            }
+            .into()),
+            (consumer_id.clone(), 0..3u8).prop_map(|(c, spatial_layer)| {
+                let layers = ConsumerLayers { spatial_layer, temporal_layer: None };
+                ConsumerLayersPreferred { consumer: consumer(c), layers }.into()
+            }),
+            consumer_id.prop_map(|c| ConsumerClosed { consumer: consumer(c), reason: "x".into() }.into()),
+            producer_id.clone().prop_map(|p| ProducerPaused { producer: producer(p) }.into()),
+            producer_id.clone().prop_map(|p| ProducerResumed { producer: producer(p) }.into()),
+            producer_id.prop_map(|p| ProducerClosed { producer: producer(p), reason: "x".into() }.into()),
+            prop_oneof![Just("ta"), Just("tb")].prop_map(|t| TransportClosed {
+                transport: transport(t),
+                reason: "x".into()
+            }
+            .into()),
+            Just(left("a")),
+            Just(left("b")),
+            Just(admitted("c")),
+            Just(RoomClosed { reason: "x".into() }.into()),
+            Just(placed(2)),
+            Just(
+                MediaMoved {
+                    from: None,
+                    to: None,
+                    reason: "x".into(),
+                    media_epoch: MediaEpoch(2),
+                    candidates: Vec::new()
+                }
+                .into()
+            ),
+        ]
+    }
+
+    proptest! {
+        /// After any commits, planning only for what each one names leaves nothing for a full plan to do.
+        #[test]
+        fn planning_for_what_a_commit_names_is_enough(commits in prop::collection::vec(prop::collection::vec(event(), 1..4), 0..12)) {
+            let (mut pen, mut fold, mut held) = call();
+            for events in commits {
+                let commit = pen.write(&events);
+                fold.apply_commit(&commit).unwrap();
+                for command in held.follow(&fold, &touched(&commit)) {
+                    held.sent(&command, || unreachable!());
+                }
+                prop_assert_eq!(plan(&fold, &held), Vec::new());
+            }
+        }
+
+        /// A worker that keeps books and does what is planned holds in the end what the log says.
+        #[test]
+        fn a_worker_that_does_what_is_planned_holds_what_the_log_says(events in prop::collection::vec(event(), 0..30)) {
+            let (_, mut fold, mut held) = call();
+            let mut books = Books::default();
+            let r = room("r");
+            let made = [
+                MediaCommand::CreateRouter, create("ta"), create("tb"), produce("ta", "p"), produce("ta", "q"),
+                consume("tb", "cp", "p"), consume("tb", "cq", "q"),
+            ];
+            made.iter().for_each(|command| { books.answer(&r, command).unwrap(); });
+            for event in events {
+                fold.apply(&event, Timestamp(1));
+                for command in plan(&fold, &held) {
+                    books.answer(&r, &command).unwrap();
+                    held.sent(&command, || unreachable!());
+                }
+                let inventory = &books.routers[&r];
+                let transports: Vec<_> = inventory.transports.iter().map(|t| &t.id).collect();
+                prop_assert_eq!(transports, fold.transports.keys().collect::<Vec<_>>());
+                let producers: Vec<_> = inventory.producers.iter().map(|p| (&p.id, p.paused)).collect();
+                prop_assert_eq!(producers, fold.producers.iter().map(|(id, p)| (id, p.paused)).collect::<Vec<_>>());
+                let consumers: Vec<_> = inventory.consumers.iter().map(|c| (&c.id, c.paused)).collect();
+                prop_assert_eq!(consumers, fold.consumers.iter().map(|(id, c)| (id, c.paused)).collect::<Vec<_>>());
+            }
+        }
+    }
 }

@@ -94,8 +94,8 @@ impl Registrar {
     ) -> Result<Incarnation, EaError> {
         self.address = address;
         self.workers = workers;
-        let ours = self.incarnation;
         for _ in 0..CONFLICT_TRIES {
+            self.still_ours()?;
             let incarnation = self.state.incarnation.next();
             let registered = NodeRegistered {
                 incarnation,
@@ -113,11 +113,12 @@ impl Registrar {
                     tracing::info!(ea = %self.id, %incarnation, address = self.address, workers = ready.len(), "EA registered");
                     return Ok(incarnation);
                 }
-                Err(AppendError::Conflict { .. }) => {
+                Err(AppendError::Conflict { .. } | AppendError::Unknown { .. }) => {
                     self.catch_up().await.map_err(|source| EaError::Read { id: self.id.clone(), source })?;
-                    if let Some(ours) = ours.filter(|ours| self.state.incarnation > *ours) {
-                        let theirs = self.state.incarnation;
-                        return Err(EaError::Superseded { id: self.id.clone(), ours, theirs });
+                    // An append whose outcome was unknown has landed after all: no two processes have the same ports.
+                    if self.state.incarnation == incarnation && self.state.address == self.address {
+                        self.incarnation = Some(incarnation);
+                        return Ok(incarnation);
                     }
                 }
                 Err(source) => return Err(EaError::Append { id: self.id.clone(), source }),
@@ -180,6 +181,7 @@ impl Registrar {
         let ours = self.incarnation.expect("the registrar runs once the node is registered");
         let mut conflicts = 0;
         loop {
+            self.still_ours()?;
             match self.append_once(ours, std::slice::from_ref(event)).await {
                 Ok(()) => return Ok(()),
                 Err(AppendError::Conflict { .. }) if conflicts < CONFLICT_TRIES => {
@@ -187,10 +189,6 @@ impl Registrar {
                     if let Err(error) = self.catch_up().await {
                         tracing::warn!(%error, "the node's own stream cannot be read; trying on");
                         tokio::time::sleep(RETRY_EVERY).await;
-                    }
-                    if self.state.incarnation > ours {
-                        let theirs = self.state.incarnation;
-                        return Err(EaError::Superseded { id: self.id.clone(), ours, theirs });
                     }
                 }
                 Err(AppendError::Unavailable { reason }) => {
@@ -209,6 +207,15 @@ impl Registrar {
                 }
                 Err(source) => return Err(EaError::Append { id: self.id.clone(), source }),
             }
+        }
+    }
+
+    /// Fails once another process has registered under this id.
+    fn still_ours(&self) -> Result<(), EaError> {
+        let theirs = self.state.incarnation;
+        match self.incarnation {
+            Some(ours) if theirs > ours => Err(EaError::Superseded { id: self.id.clone(), ours, theirs }),
+            _ => Ok(()),
         }
     }
 
@@ -250,5 +257,51 @@ impl Registrar {
             version: self.state.head.map_or(Version(1), |h| h.version.next()),
             head: self.state.head,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use roomlog_bus::{events::NodeDraining, memory_journal::MemoryJournal};
+
+    use super::*;
+
+    async fn open(journal: &Arc<dyn Journal>) -> Registrar {
+        Registrar::open(EaId::new("ea").unwrap(), journal.clone(), Env::system()).await.unwrap()
+    }
+
+    fn started(generation: u64) -> Event {
+        WorkerStarted { worker: WorkerIndex(0), generation }.into()
+    }
+
+    #[tokio::test]
+    async fn what_others_append_between_is_read_and_appended_after() {
+        let journal: Arc<dyn Journal> = Arc::new(MemoryJournal::new());
+        let mut ours = open(&journal).await;
+        let incarnation = ours.register("a".into(), 1, &[(WorkerIndex(0), 1)]).await.unwrap();
+        let writer = Writer { node: "nuve.n".parse().unwrap(), incarnation: Incarnation(1) };
+        let other = Log::new(journal.clone(), Env::system(), writer);
+        let draining = NodeDraining { incarnation, deadline: None };
+        let head = journal.head(&ours.stream).await.unwrap();
+        other.append(ours.stream.clone(), head, Draft::default(), &[draining.into()]).await.unwrap();
+
+        ours.append_surely(&started(2)).await.unwrap();
+        assert_eq!(ours.state.head, journal.head(&ours.stream).await.unwrap());
+        assert_eq!(ours.state.phase, roomlog_projections::node::NodePhase::Draining);
+        assert_eq!(ours.next_generation(WorkerIndex(0)), 3);
+    }
+
+    #[tokio::test]
+    async fn a_process_whose_id_was_taken_writes_no_more() {
+        let journal: Arc<dyn Journal> = Arc::new(MemoryJournal::new());
+        let mut older = open(&journal).await;
+        let ours = older.register("a".into(), 1, &[]).await.unwrap();
+        let theirs = open(&journal).await.register("b".into(), 1, &[]).await.unwrap();
+        assert_eq!((ours, theirs), (Incarnation(1), Incarnation(2)));
+        let head = journal.head(&older.stream).await.unwrap();
+        let superseded = EaError::Superseded { id: older.id.clone(), ours, theirs };
+        assert_eq!(older.append_surely(&started(1)).await, Err(superseded.clone()));
+        assert_eq!(older.register("a".into(), 1, &[]).await, Err(superseded));
+        assert_eq!(journal.head(&older.stream).await.unwrap(), head);
     }
 }

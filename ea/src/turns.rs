@@ -127,6 +127,16 @@ mod tests {
     }
 
     #[test]
+    fn a_replaced_worker_is_not_flooded_for_rooms_that_have_closed_elsewhere() {
+        let mut turns = live(2);
+        indices(&mut turns, 20);
+        (0..9).for_each(|_| turns.close(WorkerIndex(1)));
+        turns.leave(WorkerIndex(0));
+        turns.join(WorkerIndex(0));
+        assert_eq!(indices(&mut turns, 4), [0, 1, 0, 1], "one room to catch up, then in turn");
+    }
+
+    #[test]
     fn with_no_live_worker_nobody_has_the_turn() {
         assert_eq!(Turns::new(0).give(), None);
         assert_eq!(Turns::new(2).give(), None);

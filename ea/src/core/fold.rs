@@ -1,6 +1,7 @@
 //! Folding: commits of rooms we hold, commits that give us a room, and what the node's own stream says of us.
 
 use super::*;
+use crate::objects::{Touched, touched};
 
 /// Events that can give a room to an EA; nothing else of a foreign room is decoded.
 const PLACING: [&str; 2] = ["EaAssigned", "MediaMoved"];
@@ -55,7 +56,7 @@ impl<R> Core<R> {
                 }
             }
             // Once, at the end: sessions that are over must not be played again on the worker.
-            core.settle(id, room);
+            core.settle(id, room, &Touched::All);
             core.answer_waiters(id, room, false);
             if room.fold.version() < room.seen && room.fold.version() > before {
                 core.load_rest(id, room);
@@ -76,7 +77,7 @@ impl<R> Core<R> {
             // It was in the read before.
         } else if commit.follows(room.fold.head.as_ref()) {
             self.apply(id, room, commit);
-            self.settle(id, room);
+            self.settle(id, room, &touched(commit));
             self.answer_waiters(id, room, false);
         } else {
             self.load_rest(id, room);
@@ -96,7 +97,7 @@ impl<R> Core<R> {
     }
 
     /// Brings what is held in line with the fold.
-    fn settle(&mut self, id: &RoomId, room: &mut Room<R>) {
+    fn settle(&mut self, id: &RoomId, room: &mut Room<R>, touched: &Touched) {
         let ours = room.fold.placements.get(&self.me).cloned();
         let (fold_epoch, fold_media) = (room.fold.epoch(), room.fold.media_epoch);
         let passed = |place: &Reserved| place.epoch < fold_epoch || place.media_epoch < fold_media;
@@ -138,18 +139,15 @@ impl<R> Core<R> {
                 }
             }
         }
-        self.follow_objects(id, room);
+        self.follow_objects(id, room, touched);
     }
 
     /// Tells the worker what the fold changed about objects.
-    pub(super) fn follow_objects(&mut self, id: &RoomId, room: &mut Room<R>) {
+    pub(super) fn follow_objects(&mut self, id: &RoomId, room: &mut Room<R>, touched: &Touched) {
         let Some(held) = room.held.as_mut().filter(|h| h.place.media_epoch == room.fold.media_epoch) else {
             return;
         };
-        held.objects.mark_committed(&room.fold);
-        let fold_epoch = room.fold.epoch();
-        let mut commands = held.objects.close_where(|o| !o.committed && o.epoch < fold_epoch);
-        commands.extend(crate::objects::plan(&room.fold, &held.objects));
+        let commands = held.objects.follow(&room.fold, touched);
         self.follow_log(id, held, commands);
     }
 

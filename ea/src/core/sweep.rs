@@ -1,6 +1,7 @@
 //! What time does: provisional things expire, lost reads are repeated, and worker and log are compared.
 
 use super::*;
+use crate::objects::Touched;
 
 impl<R> Core<R> {
     pub(super) fn tick(&mut self) {
@@ -86,7 +87,7 @@ impl<R> Core<R> {
                     tracing::warn!(room = %id, count = ghosts.len(), "the worker holds what the log does not have: closing it");
                 }
                 self.follow_log(id, held, ghosts);
-                self.follow_objects(id, room);
+                self.follow_objects(id, room, &Touched::All);
             }
             Ok(other) => {
                 tracing::error!(room = %id, ?other, "the worker answered an inventory with something else")

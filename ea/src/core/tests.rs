@@ -427,6 +427,35 @@ fn the_next_session_may_open_before_the_last_one_is_seen_to_end() {
 }
 
 #[test]
+fn a_reserved_place_stands_while_the_old_media_goes_on() {
+    let mut world = World::new(3);
+    world.call("r");
+    let reserved = world.open("r", 2);
+    world.commit("r", &[left("a")]);
+    assert_eq!(world.open("r", 2), reserved, "the same place, not the next in turn");
+    world.commit("r", &[placed(2)]);
+    assert_eq!(
+        world.core.turns.total(),
+        1,
+        "a higher ownership epoch passes what was reserved under a lower one"
+    );
+    assert_eq!(world.books[0].routers.len(), 1);
+}
+
+#[test]
+fn a_placement_on_a_start_that_is_over_is_not_revived() {
+    let mut world = World::new(1);
+    let here = world.open("x", 1);
+    let before = Placement { incarnation: Incarnation(0), ..here };
+    world.commit("r", &[placed(1), assigned(&before, 1), admitted("a")]);
+    world.open("r", 2); // by an owner that does not come to commit it
+    world.forget();
+    world.commit("r", &[placed(2)]);
+    assert_eq!(world.heard(0), [close_of(MediaObject::Router)]);
+    assert!(!world.core.rooms.contains_key(&room("r")));
+}
+
+#[test]
 fn a_commit_that_names_us_gives_us_the_room_even_if_its_opening_expired() {
     let mut world = World::new(1);
     let placement = world.open("r", 1);
@@ -624,4 +653,43 @@ fn a_commit_that_does_not_read_stops_the_fold_but_not_the_media() {
     assert_eq!(world.heard(0), []);
     world.commit("r", &[RoomClosed { reason: "empty".into() }.into()]);
     assert!(world.books[0].routers.is_empty() && world.core.rooms.is_empty());
+}
+
+#[test]
+#[ignore = "a measurement: run it with --release --nocapture"]
+fn cost_of_a_commit_in_a_large_room() {
+    let mut world = World::new(1);
+    let placement = world.open("r", 1);
+    world.commit("r", &[placed(1), assigned(&placement, 1), admitted("a")]);
+    let clients = 142;
+    let mut created = Vec::new();
+    for i in 0..clients {
+        let (t, p) = (format!("t{i}"), format!("p{i}"));
+        created.push(transport_created("a", &t));
+        created.push(producer_created("a", &t, &p));
+        world.input(Input::Request { reply: "x", request: media("r", 1, 1, create(&t)) });
+        world.input(Input::Request { reply: "y", request: media("r", 1, 1, produce(&t, &p)) });
+        world.replies.clear();
+    }
+    for i in 0..clients {
+        for j in (0..clients).filter(|j| *j != i) {
+            let (t, p, c) = (format!("t{i}"), format!("p{j}"), format!("c{i}-{j}"));
+            created.push(consumer_created("a", &t, &c, &p));
+            world.input(Input::Request { reply: "x", request: media("r", 1, 1, consume(&t, &c, &p)) });
+            world.replies.clear();
+        }
+    }
+    for chunk in created.chunks(500) {
+        world.commit("r", chunk);
+    }
+    let commits: Vec<_> = (0..200)
+        .map(|i| {
+            world.write("r", &[ConsumerResumed { consumer: consumer(&format!("c0-{}", i % 141 + 1)) }.into()])
+        })
+        .collect();
+    let start = std::time::Instant::now();
+    for commit in commits {
+        world.core.handle(world.now, Input::Commit(commit));
+    }
+    println!("{} consumers: {:?} a commit", clients * (clients - 1), start.elapsed() / 200);
 }
