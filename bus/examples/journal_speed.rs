@@ -114,8 +114,10 @@ async fn main() {
     for group in [1, 64, 1024] {
         let directory = directory.join(format!("journal-speed-{}-{group}", std::process::id()));
         std::fs::create_dir_all(&directory).expect("a directory");
-        let (journal, _) =
-            SledJournal::open(directory.join("journal"), JournalSettings::default()).expect("opened");
+        let settings = JournalSettings { group_commits: group, ..JournalSettings::default() };
+        let (journal, _) = SledJournal::open(directory.join("journal"), settings).expect("opened");
+        // Twice as many writers as a group has commits: one group gathers while the other is synced.
+        let writers = if group == 1 { 1 } else { 2 * group };
         let mut file = File::create(directory.join("file")).expect("made");
         let mut rng = StdRng::seed_from_u64(1);
         let stream = StreamId::new(StreamKind::Room, "sample").expect("a token");
@@ -124,7 +126,7 @@ async fn main() {
         let (mut plain, mut plain_took) = (0, Duration::ZERO);
         for slice in 0..SLICES {
             // Enough for a slice at 400 000 a second, in memory for one slice only.
-            let commits = prepare(group, slice, (200_000 / group).min(10_000));
+            let commits = prepare(writers, slice, (200_000 / writers).min(10_000));
             let (count, time) = journal_slice(&journal, commits).await;
             (stored, bytes, took) = (stored + count, bytes + count * sample.len() as u64, took + time);
             let (count, time) = file_slice(&mut file, group, &sample);

@@ -5,7 +5,7 @@
 //!  segments  1 closed ── 2 closed ── 3 live        for a closed one the positions are in its manifest, on disk
 //!  recent                       ··· ·[c c c c c]   the last commits, shared with followers and readers
 //! ```
-//! Only the writer thread changes it, once per group and after the sync, so nobody sees what is not durable.
+//! Only the sync thread changes it, once per group and after the sync, so nobody sees what is not durable.
 
 use std::{
     collections::{BTreeMap, HashMap, HashSet, VecDeque},
@@ -17,6 +17,9 @@ use crate::{
     commit::{Commit, Head, StreamId},
     ids::Version,
 };
+
+/// By stream. Looked at several times per commit, so with a fast hash; its seed is random per process, as ids may be chosen by others.
+pub(super) type ByStream<T> = HashMap<StreamId, T, foldhash::fast::RandomState>;
 
 /// Where one commit of a stream is: its first version, and its sequence in the journal.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -31,7 +34,7 @@ pub(super) struct SegmentIndex {
     /// For each block the sequence of its first commit.
     pub blocks: Vec<u64>,
     /// For each stream its commits in this segment.
-    pub streams: HashMap<StreamId, Vec<Position>>,
+    pub streams: ByStream<Vec<Position>>,
 }
 
 /// A segment as readers find it.
@@ -66,11 +69,18 @@ impl Recent {
     fn push(&mut self, commit: Arc<Commit>, bytes: usize) {
         self.commits.push_back((commit, bytes));
         self.bytes += bytes;
+    }
+
+    /// Takes out what is beyond the limits; for the caller to drop when nobody waits for it.
+    pub(super) fn trim(&mut self) -> Vec<Arc<Commit>> {
+        let mut out = Vec::new();
         while self.commits.len() > self.max_commits || self.bytes > self.max_bytes {
-            let Some((_, bytes)) = self.commits.pop_front() else { break };
+            let Some((commit, bytes)) = self.commits.pop_front() else { break };
             self.bytes -= bytes;
             self.first += 1;
+            out.push(commit);
         }
+        out
     }
 
     pub(super) fn get(&self, sequence: u64) -> Option<&Arc<Commit>> {
@@ -92,7 +102,7 @@ impl Recent {
 pub(super) struct Index {
     /// Sequence of the last durable commit.
     pub tail: u64,
-    pub streams: HashMap<StreamId, StreamState>,
+    pub streams: ByStream<StreamState>,
     pub segments: BTreeMap<u32, Segment>,
     /// First sequence of each segment.
     pub starts: BTreeMap<u64, u32>,

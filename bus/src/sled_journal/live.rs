@@ -71,6 +71,8 @@ pub(super) struct LiveSegment {
     /// None once it is closed; readers that find none look the segment up again.
     db: RwLock<Option<sled::Db>>,
     log: File,
+    #[cfg(test)]
+    pub fail_sync: std::sync::atomic::AtomicBool,
 }
 
 impl LiveSegment {
@@ -97,7 +99,14 @@ impl LiveSegment {
             .map_err(failed("sync sled's settings"))?;
         files::sync_directory(&directory.join("blobs")).map_err(failed("sync its directory"))?;
         files::sync_directory(directory).map_err(failed("sync its directory"))?;
-        Ok(Self { number, directory: directory.into(), db: RwLock::new(Some(db)), log })
+        Ok(Self {
+            number,
+            directory: directory.into(),
+            db: RwLock::new(Some(db)),
+            log,
+            #[cfg(test)]
+            fail_sync: Default::default(),
+        })
     }
 
     fn with<T>(&self, f: impl FnOnce(&sled::Db) -> Result<T, LiveError>) -> Result<T, LiveError> {
@@ -136,14 +145,14 @@ impl LiveSegment {
         })
     }
 
-    /// Stores a group's blocks, numbered from `first`, and returns once they are on disk. `reserved` is the number of keys there are.
+    /// Hands a group's blocks, numbered from `first`, to the system. They are durable after a [`sync`](Self::sync) that began later.
+    /// `reserved` is the number of keys there are.
     ///
-    /// After an error it is unknown what is on disk (a failed sync is not repeated: the kernel may have dropped the pages), so the
-    /// caller must not append again.
-    pub(super) fn append(
+    /// After an error it is unknown what is on disk, so the caller must not write again.
+    pub(super) fn write(
         &self,
         first: u32,
-        blocks: Vec<Vec<u8>>,
+        mut blocks: Vec<Vec<u8>>,
         reserved: &mut u32,
     ) -> Result<(), LiveError> {
         self.with(|db| {
@@ -154,14 +163,35 @@ impl LiveSegment {
                 }
                 *reserved += RESERVE;
             }
-            let mut batch = sled::Batch::default();
-            for (number, block) in (first..).zip(blocks) {
-                batch.insert(number.to_be_bytes().as_slice(), block);
+            match blocks.pop() {
+                // One value is one log message, whole or not at all by itself. A batch costs a second write, for its end.
+                Some(block) if blocks.is_empty() => {
+                    db.insert(first.to_be_bytes(), block)?;
+                }
+                last => {
+                    let mut batch = sled::Batch::default();
+                    for (number, block) in (first..).zip(blocks.into_iter().chain(last)) {
+                        batch.insert(number.to_be_bytes().as_slice(), block);
+                    }
+                    db.apply_batch(batch)?;
+                }
             }
-            db.apply_batch(batch)?;
             db.flush()?;
-            self.log.sync_data().map_err(failed("sync sled's log"))
+            Ok(())
         })
+    }
+
+    /// Makes durable what was written before.
+    ///
+    /// After an error it must not be tried again: the kernel may have dropped the pages, and would then call the next sync a success.
+    pub(super) fn sync(&self) -> Result<(), LiveError> {
+        #[cfg(test)]
+        if self.fail_sync.load(std::sync::atomic::Ordering::Relaxed) {
+            // A device that cannot be synced: the system's own refusal.
+            let device = File::open("/dev/null").expect("it is always there");
+            return device.sync_data().map_err(failed("sync sled's log"));
+        }
+        self.log.sync_data().map_err(failed("sync sled's log"))
     }
 
     /// The bytes of a block, not yet checked.

@@ -9,15 +9,16 @@
 //!  DIR/segments/000002/        the live segment: a sled directory
 //!  DIR/set-aside/              damaged segments, untouched
 //!
-//!            ┌─ writer thread ── live segment (sled) ──full── closed segment (manifest)
-//!  append ───┘        │ after the sync
+//!            ┌─ writer ── live segment (sled) ──full── closed segment (manifest)
+//!  append ───┘    └── sync thread
 //!  read, head ──── index in memory ──── recent commits ──── blocks on disk
 //!  follow ── a task each: recent commits, else disk, else waits
 //! ```
 //! | to change | see |
 //! | --- | --- |
 //! | what a block looks like | [`block`] |
-//! | how groups are made and synced, what a failed sync means | [`writer`] |
+//! | how groups are made and written | [`writer`] |
+//! | how they become durable and are answered, what a failed sync means | [`sync`] |
 //! | how sled is used, and why keys are reserved | [`live`] |
 //! | how closed segments are read | [`closed`] |
 //! | what opening checks, what is set aside | [`open`] |
@@ -44,6 +45,9 @@ mod report;
 mod scan;
 mod settings;
 mod shared;
+mod sync;
+#[cfg(test)]
+mod tests;
 mod writer;
 
 use std::{path::Path, sync::Arc};
@@ -60,7 +64,8 @@ use crate::{
     journal::{AppendError, Cursor, Follow, Journal, ReadError},
 };
 use shared::Shared;
-use writer::{Append, Request};
+use sync::Append;
+use writer::Request;
 
 /// Folder of the segments.
 const SEGMENTS: &str = "segments";

@@ -35,7 +35,7 @@ use super::{
     scan::{self, Scan},
     settings::JournalSettings,
     shared::Shared,
-    writer::Writer,
+    writer::{Start, Writer},
 };
 use crate::{commit::StreamId, ids::Version};
 
@@ -111,7 +111,7 @@ impl Known {
     pub(super) fn new(segments: PathBuf, facts: Facts, settings: &JournalSettings) -> Self {
         let index = Index {
             tail: 0,
-            streams: HashMap::new(),
+            streams: Default::default(),
             segments: BTreeMap::new(),
             starts: BTreeMap::new(),
             live: BTreeMap::new(),
@@ -477,7 +477,7 @@ impl Known {
             number,
             SegmentIndex {
                 blocks: headers.iter().map(|header| header.first).collect(),
-                streams: HashMap::new(),
+                streams: Default::default(),
             },
         );
         self.index.recent =
@@ -491,6 +491,7 @@ impl Known {
             }
             self.last = Some(End { sequence, id: commit.id });
             self.index.add(number, sequence, commit, bytes);
+            self.index.recent.trim();
         }
         self.next = next.unwrap_or(self.next);
         let segment = Arc::new(segment);
@@ -546,9 +547,7 @@ impl Known {
         files::sync_directory(&self.segments)
             .map_err(|error| OpenError::io("sync", &self.segments, error))?;
         let shared = Shared::new(directory.into(), self.facts, settings, self.index, receiver);
-        let writer = Writer {
-            shared: Arc::new(shared),
-            tail,
+        let start = Start {
             segment: live.segment,
             mark,
             previous: live.previous,
@@ -558,9 +557,10 @@ impl Known {
             next_sequence: self.next,
             bytes: live.bytes,
             generation: self.generation + 1,
-            closing: None,
             lock,
         };
+        let writer = Writer::new(Arc::new(shared), start, tail)
+            .map_err(|error| OpenError::io("start the sync thread of", directory, error))?;
         Ok((writer, report))
     }
 }

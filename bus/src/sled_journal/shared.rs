@@ -38,6 +38,17 @@ pub(super) struct Shared {
     tables: Mutex<VecDeque<Arc<Tables>>>,
 }
 
+/// Says that the journal stopped if the thread that holds it ends by a panic.
+pub(super) struct StopOnPanic(pub Arc<Shared>);
+
+impl Drop for StopOnPanic {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            self.0.index_mut().stopped = Some("its writer failed; restart to open it again".into());
+        }
+    }
+}
+
 /// The part of a read that lies in one segment.
 enum Part {
     Here(Vec<Position>),

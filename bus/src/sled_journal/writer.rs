@@ -1,23 +1,22 @@
-//! The writer: one thread that makes groups of what waits, stores each with one sync, then answers.
+//! The writer: one thread that makes groups of what waits, checks and writes them; another syncs and answers.
 //!
 //! ```text
-//!  append ─┐             ┌ group 1 ┐┌ group 2 ───┐
-//!  append ─┼─ queue ─ … ─┤ check   ││            │
-//!  append ─┘             │ pack    │└ gathers while group 1 is synced
-//!                        │ sled, flush, fdatasync
-//!                        │ index, followers
-//!                        └ answers ┘
+//!  append ─┐             writer                       sync thread
+//!  append ─┼─ queue ─ … ─ check, pack, sled, flush ─→ fdatasync, index, followers, answers
+//!  append ─┘             └ the next group meanwhile
 //! ```
-//! No timer: a lone append is stored at once, and under load a group is whatever came during the last sync.
+//! No timer: a lone append is stored at once, and under load a group is whatever came while the one before was written. sled's `flush`
+//! puts the bytes into the file, `fdatasync` makes them durable; they overlap with each other's neighbours, never with themselves: sled
+//! has one lock, over the whole process, that batches and flushes exclude each other with.
 //!
-//! **After a failed write or sync** the group is answered `Unknown`, for it may be on disk or not, and the journal takes nothing more
-//! until it is opened again: the kernel may have dropped the unwritten pages and would call the next sync a success.
+//! Groups become durable in order, so a commit may be checked against heads that are written but not yet durable: if those fail, so does
+//! everything behind them.
 
 use std::{
-    collections::{HashMap, hash_map},
+    collections::VecDeque,
     fs::File,
     path::{Path, PathBuf},
-    sync::Arc,
+    sync::{Arc, atomic::Ordering, mpsc as blocking},
     thread::JoinHandle,
 };
 
@@ -27,16 +26,16 @@ use super::{
     begin::Begin,
     block::{self, MAX_PARTS},
     closed::{self, ClosedSegment, End, Summary},
-    index::Segment,
+    index::{ByStream, Segment},
     live::LiveSegment,
-    mark::{self, Mark},
-    scan,
-    shared::Shared,
+    mark, scan,
+    shared::{Shared, StopOnPanic},
+    sync::{Append, Group, Progress, Step, Syncer},
 };
-use crate::{
-    commit::{Commit, Head, StreamId},
-    journal::AppendError,
-};
+use crate::{commit::Head, journal::AppendError};
+
+/// Written groups that may wait for their sync: one, while another is being synced. More would make answers later, not more of them.
+const WRITTEN_GROUPS: usize = 1;
 
 /// What the writer is asked.
 pub(super) enum Request {
@@ -44,17 +43,8 @@ pub(super) enum Request {
     Close(oneshot::Sender<()>),
 }
 
-/// A commit that waits.
-pub(super) struct Append {
-    pub commit: Arc<Commit>,
-    pub bytes: Vec<u8>,
-    pub answer: oneshot::Sender<Result<(), AppendError>>,
-}
-
-/// Owned by the writer thread.
-pub(super) struct Writer {
-    pub shared: Arc<Shared>,
-    pub tail: watch::Sender<u64>,
+/// Where the writer begins.
+pub(super) struct Start {
     pub segment: Arc<LiveSegment>,
     /// The mark of that segment.
     pub mark: File,
@@ -67,23 +57,51 @@ pub(super) struct Writer {
     /// Bytes of blocks in the segment.
     pub bytes: u64,
     pub generation: u32,
-    pub closing: Option<JoinHandle<()>>,
     /// Released when all is closed.
     pub lock: File,
 }
 
-/// Says that the journal stopped if the writer thread ends by a panic.
-struct StopOnPanic(Arc<Shared>);
-
-impl Drop for StopOnPanic {
-    fn drop(&mut self) {
-        if std::thread::panicking() {
-            self.0.index_mut().stopped = Some("its writer failed; restart to open it again".into());
-        }
-    }
+/// Owned by the writer thread.
+pub(super) struct Writer {
+    pub shared: Arc<Shared>,
+    at: Start,
+    mark: Arc<File>,
+    steps: blocking::SyncSender<Step>,
+    syncer: JoinHandle<watch::Sender<u64>>,
+    progress: Arc<Progress>,
+    /// Groups so far.
+    groups: u64,
+    /// Heads of groups that are written and not yet in the index.
+    pending: VecDeque<(u64, ByStream<Head>)>,
+    /// Set when a write failed: nothing is written any more.
+    failed: Option<String>,
+    closing: Option<JoinHandle<()>>,
 }
 
 impl Writer {
+    /// A writer, and its sync thread, started.
+    pub(super) fn new(shared: Arc<Shared>, start: Start, tail: watch::Sender<u64>) -> std::io::Result<Self> {
+        let progress = Arc::new(Progress::default());
+        progress.blocks.store(u64::from(start.next_block), Ordering::Release);
+        let (steps, receiver) = blocking::sync_channel(WRITTEN_GROUPS);
+        let syncer = Syncer { shared: shared.clone(), tail, progress: progress.clone() };
+        let syncer =
+            std::thread::Builder::new().name("journal-sync".into()).spawn(move || syncer.run(receiver))?;
+        let mark = Arc::new(start.mark.try_clone()?);
+        Ok(Self {
+            shared,
+            at: start,
+            mark,
+            steps,
+            syncer,
+            progress,
+            groups: 0,
+            pending: VecDeque::new(),
+            failed: None,
+            closing: None,
+        })
+    }
+
     /// The life of the thread: until it is told to close, or nobody can append any more.
     pub(super) fn run(mut self, mut requests: mpsc::Receiver<Request>) {
         let _guard = StopOnPanic(self.shared.clone());
@@ -127,136 +145,124 @@ impl Writer {
                 }
             }
         }
+        drop(self.steps);
+        let tail = self.syncer.join();
         if let Some(closing) = self.closing.take() {
             let _ = closing.join();
         }
-        self.segment.close(|| ());
+        self.at.segment.close(|| ());
         self.shared.index_mut().stopped.get_or_insert_with(|| "it is closed".into());
-        drop(self.lock);
-        drop(self.tail);
+        drop(self.at.lock);
+        drop(tail);
         if let Some(answer) = told {
             let _ = answer.send(());
         }
     }
 
-    /// Stores what of `group` fits its streams, answers all.
+    /// Writes what of `group` fits its streams and hands all on.
     fn store(&mut self, group: Vec<Append>) {
         if group.is_empty() {
             return;
         }
-        let mut heads: HashMap<StreamId, Head> = HashMap::new();
+        if self.failed.is_none() && self.is_full() {
+            self.roll();
+        }
+        let done = self.progress.groups.load(Ordering::Acquire);
+        while self.pending.front().is_some_and(|(number, _)| *number <= done) {
+            self.pending.pop_front();
+        }
+        let mut heads: ByStream<Head> = ByStream::default();
         let mut fits = Vec::with_capacity(group.len());
         let mut refused = Vec::new();
         {
             let index = self.shared.index();
             for append in group {
                 let stream = &append.commit.stream;
-                if let Some(reason) = index.stopped.as_ref().or_else(|| index.broken.get(stream)) {
+                let stopped = self.failed.as_ref().or(index.stopped.as_ref());
+                if let Some(reason) = stopped.or_else(|| index.broken.get(stream)) {
                     refused.push((append, unavailable(reason)));
                     continue;
                 }
-                let known = heads.get(stream).or_else(|| index.streams.get(stream).map(|s| &s.head));
-                if append.commit.follows(known) {
-                    match heads.entry(stream.clone()) {
-                        hash_map::Entry::Occupied(mut head) => *head.get_mut() = append.commit.head(),
-                        hash_map::Entry::Vacant(none) => {
-                            none.insert(append.commit.head());
-                        }
-                    }
+                let known = heads
+                    .get(stream)
+                    .or_else(|| self.pending.iter().rev().find_map(|(_, heads)| heads.get(stream)))
+                    .or_else(|| index.streams.get(stream).map(|state| &state.head))
+                    .copied();
+                if append.commit.follows(known.as_ref()) {
+                    heads.insert(stream.clone(), append.commit.head());
                     fits.push(append);
                 } else {
-                    let conflict = AppendError::Conflict {
-                        stream: stream.clone(),
-                        version: append.commit.version,
-                        head: known.copied(),
-                    };
-                    refused.push((append, conflict));
+                    let (stream, version) = (stream.clone(), append.commit.version);
+                    refused.push((append, AppendError::Conflict { stream, version, head: known }));
                 }
             }
         }
-        let stored = if fits.is_empty() { Ok(()) } else { self.write(&fits) };
-        if let Err(reason) = stored {
-            tracing::error!(directory = %self.shared.directory.display(), reason, "the journal takes no more appends: a write failed");
-            let mut index = self.shared.index_mut();
-            index.stopped = Some(format!("{reason}; restart to open it again"));
-            index.doubtful.extend(fits.iter().map(|append| append.commit.stream.clone()));
-            drop(index);
-            for append in fits {
-                let stream = append.commit.stream.clone();
-                let _ = append.answer.send(Err(AppendError::Unknown { stream }));
-            }
-            for (append, error) in refused {
-                // A conflict with what is itself in doubt is in doubt.
-                let stream = append.commit.stream.clone();
-                let doubtful = heads.contains_key(&stream);
-                let _ =
-                    append.answer.send(Err(if doubtful { AppendError::Unknown { stream } } else { error }));
-            }
-            return;
+        self.groups += 1;
+        let mut group = Group {
+            number: self.groups,
+            segment: self.at.segment.clone(),
+            mark: self.mark.clone(),
+            first: self.at.next_sequence,
+            blocks: Vec::new(),
+            blocks_then: self.at.next_block,
+            fits,
+            refused,
+            failed: None,
+        };
+        if !group.fits.is_empty() {
+            self.pending.push_back((self.groups, heads));
+            group.failed = self.write(&mut group).err();
+            self.failed.clone_from(&group.failed);
         }
-        for append in fits {
-            let _ = append.answer.send(Ok(()));
-        }
-        // Only now: a refusal may rest on a commit of this very group.
-        for (append, error) in refused {
-            let _ = append.answer.send(Err(error));
-        }
+        // Full: the disk is behind, so appends wait. If the sync thread is gone its guard has stopped the journal.
+        let _ = self.steps.send(Step::Group(group));
     }
 
-    /// Makes a group durable and known.
-    fn write(&mut self, fits: &[Append]) -> Result<(), String> {
+    /// Hands a group to the system.
+    fn write(&mut self, group: &mut Group) -> Result<(), String> {
+        let at = &mut self.at;
+        let place = block::Place {
+            segment: at.segment.number,
+            number: at.next_block,
+            first: at.next_sequence,
+            generation: at.generation,
+            durable: self.progress.blocks.load(Ordering::Acquire) as u32,
+        };
+        let commits = group.fits.iter().map(|append| append.bytes.as_slice());
+        let blocks = block::pack(&self.shared.facts.id, place, commits);
+        for block in &blocks {
+            let header = block::Header::peek(block).map_err(|error| error.to_string())?;
+            group.blocks.push(header.first);
+            at.bytes += block.len() as u64;
+        }
+        at.next_block += blocks.len() as u32;
+        at.next_sequence += group.fits.len() as u64;
+        at.last = group.fits.last().map(|a| End { sequence: at.next_sequence - 1, id: a.commit.id });
+        group.blocks_then = at.next_block;
+        at.segment
+            .write(place.number, blocks, &mut at.reserved)
+            .map_err(|error| format!("segment {:06}: {error}", place.segment))
+    }
+
+    fn is_full(&self) -> bool {
         let settings = &self.shared.settings;
-        if self.bytes >= settings.segment_bytes || self.next_block >= settings.segment_blocks {
-            self.roll();
-        }
-        let blocks = block::pack(
-            &self.shared.facts.id,
-            block::Place {
-                segment: self.segment.number,
-                number: self.next_block,
-                first: self.next_sequence,
-                generation: self.generation,
-                durable: self.next_block,
-            },
-            fits.iter().map(|append| append.bytes.as_slice()),
-        );
-        let firsts: Vec<u64> = blocks
-            .iter()
-            .map(|block| block::Header::peek(block).map(|header| header.first))
-            .collect::<Result<_, _>>()
-            .map_err(|error| error.to_string())?;
-        let bytes: usize = blocks.iter().map(Vec::len).sum();
-        self.segment
-            .append(self.next_block, blocks, &mut self.reserved)
-            .map_err(|error| format!("segment {:06}: {error}", self.segment.number))?;
-        self.next_block += firsts.len() as u32;
-        self.bytes += bytes as u64;
-        let mut index = self.shared.index_mut();
-        index.live.entry(self.segment.number).or_default().blocks.extend(firsts);
-        for append in fits {
-            self.last = Some(End { sequence: self.next_sequence, id: append.commit.id });
-            index.add(self.segment.number, self.next_sequence, append.commit.clone(), append.bytes.len());
-            self.next_sequence += 1;
-        }
-        if let Some(last) = self.last {
-            let mark = Mark { segment: self.segment.number, blocks: self.next_block, last };
-            if let Err(error) = mark.write(&self.mark, &self.shared.facts.id) {
-                tracing::warn!(%error, "the mark of the live segment could not be written");
-            }
-        }
-        // Under the lock: nobody may see a tail that a follow does not know yet.
-        self.tail.send_replace(self.next_sequence - 1);
-        drop(index);
-        Ok(())
+        self.at.bytes >= settings.segment_bytes || self.at.next_block >= settings.segment_blocks
     }
 
     /// Goes on in a new segment; the old one is closed beside. If no new one can be made, the old one grows on.
     fn roll(&mut self) {
+        let (answer, drained) = blocking::channel();
+        if self.steps.send(Step::Barrier(answer)).is_err() || drained.recv().is_err() {
+            return;
+        }
+        if self.shared.index().stopped.is_some() {
+            return;
+        }
         if let Some(closing) = self.closing.take() {
             let _ = closing.join(); // one at a time: a disk that cannot keep up slows appends, not memory
         }
         let segments = self.shared.directory.join(super::SEGMENTS);
-        let number = self.segment.number + 1;
+        let number = self.at.segment.number + 1;
         let (new, mark) = match self.begin(&segments, number) {
             Ok((new, mark)) => (Arc::new(new), mark),
             Err(reason) => {
@@ -265,26 +271,26 @@ impl Writer {
                     reason,
                     "no new segment could be made; the old one grows on"
                 );
-                self.bytes = 0;
+                self.at.bytes = 0;
                 return;
             }
         };
         let mut index = self.shared.index_mut();
         index.segments.insert(number, Segment::Live(new.clone()));
-        index.starts.insert(self.next_sequence, number);
+        index.starts.insert(self.at.next_sequence, number);
         index.live.insert(number, Default::default());
         drop(index);
-        let old = std::mem::replace(&mut self.segment, new);
-        self.mark = mark;
         let task = CloseSegment {
             shared: self.shared.clone(),
             segments,
-            segment: old,
-            previous: self.previous,
-            generation: self.generation,
+            segment: std::mem::replace(&mut self.at.segment, new),
+            previous: self.at.previous,
+            generation: self.at.generation,
         };
-        self.previous = self.last;
-        (self.next_block, self.reserved, self.bytes) = (0, 0, 0);
+        self.mark = Arc::new(mark);
+        self.at.previous = self.at.last;
+        (self.at.next_block, self.at.reserved, self.at.bytes) = (0, 0, 0);
+        self.progress.blocks.store(0, Ordering::Release);
         match std::thread::Builder::new().name("journal-close".into()).spawn(move || task.run()) {
             Ok(handle) => self.closing = Some(handle),
             Err(error) => {
@@ -292,14 +298,12 @@ impl Writer {
             }
         }
     }
-}
 
-impl Writer {
     /// Makes segment `number`. The directory first: a beginning without one is a segment that was lost.
     fn begin(&self, segments: &Path, number: u32) -> Result<(LiveSegment, File), String> {
         let path = closed::directory_path(segments, number);
         let segment = LiveSegment::open(&path, number, &self.shared.settings).map_err(|e| e.to_string())?;
-        let begin = Begin { segment: number, first: self.next_sequence, previous: self.last };
+        let begin = Begin { segment: number, first: self.at.next_sequence, previous: self.at.last };
         let mark = mark::create(segments, number)
             .and_then(|mark| begin.write(segments, &self.shared.facts.id).map(|()| mark))
             .map_err(|error| error.to_string())?;
