@@ -164,7 +164,7 @@ mod tests {
         let peers = [(), ()].map(|()| StdSocket::bind("127.0.0.1:0").unwrap());
         // Runs of equal size, a shorter one that may end a run, a longer one that may not, and more than one run can hold.
         let sizes: Vec<usize> =
-            [1200, 1200, 1200, 700, 1200, 50, 1300, 1300, 1].into_iter().chain([100; 150]).collect();
+            [1200, 1200, 1200, 700, 1200, 50, 60, 60, 1300, 1300, 1].into_iter().chain([100; 150]).collect();
         let mut outbox = Outbox::default();
         for (index, &size) in sizes.iter().enumerate() {
             for (number, peer) in peers.iter().enumerate() {

@@ -362,6 +362,23 @@ mod tests {
     }
 
     #[test]
+    fn jitter_is_that_of_arrivals_and_not_of_a_clock_that_starts_anew() {
+        let t0 = Instant::now();
+        let mut steady = stream();
+        let mut shaky = stream();
+        for i in 0..200u16 {
+            let at = t0 + Duration::from_millis(20 * u64::from(i));
+            // 20 ms are 1800 ticks; half-way the sender jumps to another clock.
+            let timestamp = u32::from(i) * 1800 + if i < 100 { 0 } else { 3_000_000_000 };
+            steady.arrived(at, i, timestamp, 100, false);
+            let late = Duration::from_millis(if i % 2 == 0 { 10 } else { 0 });
+            shaky.arrived(at + late, i, timestamp, 100, false);
+        }
+        assert_eq!(steady.jitter(), 0);
+        assert!((880..=900).contains(&shaky.jitter()), "10 ms are 900 ticks, not {}", shaky.jitter());
+    }
+
+    #[test]
     fn reports_tell_loss_of_their_interval() {
         let now = Instant::now();
         let mut stream = stream();

@@ -371,6 +371,17 @@ mod tests {
     use super::*;
 
     #[test]
+    fn announced_addresses_become_candidates_in_their_order() {
+        let announced: Vec<IpAddr> = vec!["203.0.113.1".parse().unwrap(), "2001:db8::1".parse().unwrap()];
+        let listen = "0.0.0.0:4444".parse().unwrap();
+        let made = candidates(&announced, listen);
+        let seen: Vec<_> = made.iter().map(|c| (c.address.as_str(), c.ip.as_str(), c.port)).collect();
+        assert_eq!(seen, [("203.0.113.1", "203.0.113.1", 4444), ("2001:db8::1", "2001:db8::1", 4444)]);
+        assert!(made[0].priority > made[1].priority && made[0].foundation != made[1].foundation);
+        assert_eq!(candidates(&[], "192.0.2.7:5".parse().unwrap())[0].address, "192.0.2.7");
+    }
+
+    #[test]
     fn a_panic_ends_one_transport_and_not_the_worker() {
         let now = Instant::now();
         let udp = "127.0.0.1:40000".parse().unwrap();

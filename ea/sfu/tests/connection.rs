@@ -337,15 +337,21 @@ fn what_does_not_fit_is_refused_by_name() {
     let nobody =
         consume(&mut world, ProducerId::new("x").unwrap(), roomlog_sfu::ortc::router_rtp_capabilities());
     assert_eq!(nobody, Err(MediaError::NoObject { what: "producer".into(), id: "x".into() }));
-    // A second producer with the first one's SSRC would take its packets.
-    let twice = world.ask(MediaCommand::Produce {
-        transport: client.transport.clone(),
-        producer: ProducerId::new("q").unwrap(),
-        kind: MediaKind::Audio,
-        rtp_parameters: audio(),
-        paused: false,
-    });
-    assert!(matches!(twice, Err(MediaError::BadParameters { .. })));
+    // A second producer with the first one's SSRC, or its MID, would take its packets.
+    let mut same_ssrc = audio();
+    same_ssrc.mid = Some("b".into());
+    let mut same_mid = audio();
+    same_mid.encodings[0].ssrc = Some(3333);
+    for rtp_parameters in [same_ssrc, same_mid] {
+        let twice = world.ask(MediaCommand::Produce {
+            transport: client.transport.clone(),
+            producer: ProducerId::new("q").unwrap(),
+            kind: MediaKind::Audio,
+            rtp_parameters,
+            paused: false,
+        });
+        assert!(matches!(twice, Err(MediaError::BadParameters { .. })), "{twice:?}");
+    }
 }
 
 #[test]

@@ -327,6 +327,56 @@ fn simulcast_layers_are_learned_by_rid_and_switched_at_key_frames_without_a_trac
 }
 
 #[test]
+fn a_stream_that_starts_anew_on_another_ssrc_goes_on_without_a_gap() {
+    let mut world = World::new();
+    let (mut alice, mut bob) =
+        (Client::connected(&mut world, "a", 5001), Client::connected(&mut world, "b", 5002));
+    let producer = produce(&mut world, &alice, "p", MediaKind::Video, simulcast());
+    consume(&mut world, &bob, "c", &producer);
+    for (ssrc, from) in [(31, 500u16), (41, 40_000), (51, 7)] {
+        for i in 0..3 {
+            alice.send(frame_header(ssrc, from + i), &[(1, b"v"), (5, b"q")], &vp8(from + i, i == 0));
+        }
+        world.pass(600 * MS, &mut [&mut alice, &mut bob]);
+        assert_eq!(plis(&alice.take_rtcp(), ssrc), usize::from(ssrc != 31), "a key frame of the new stream");
+    }
+    assert_eq!(relative(&bob.take_rtp()), [0, 1, 2, 3, 4, 5, 6, 7, 8]);
+}
+
+#[test]
+fn a_switch_keeps_the_time_of_capture_where_sender_reports_tell_it() {
+    let mut world = World::new();
+    let (mut alice, mut bob) =
+        (Client::connected(&mut world, "a", 5001), Client::connected(&mut world, "b", 5002));
+    let producer = produce(&mut world, &alice, "p", MediaKind::Video, simulcast());
+    let (consumer, _) = consume(&mut world, &bob, "c", &producer);
+    let send = |alice: &mut Client, ssrc, rid: &[u8], timestamp, number, key| {
+        let header = NewHeader { timestamp, ..frame_header(ssrc, number) };
+        alice.send(header, &[(1, b"v"), (5, rid)], &vp8(number, key));
+    };
+    // Both layers' clocks start anywhere; the reports say that 1 000 000 on one is 7 000 000 on the other, at NTP second 100.
+    send(&mut alice, 31, b"q", 1_000_000, 1, true);
+    send(&mut alice, 33, b"f", 7_000_000, 1, false);
+    for (ssrc, rtp) in [(31, 1_000_000), (33, 7_000_000)] {
+        let mut report = Vec::new();
+        rtcp::write_sender_report(&mut report, ssrc, 100 << 32, rtp, 1, 1, "x");
+        alice.send_rtcp(&report);
+    }
+    send(&mut alice, 31, b"q", 1_003_000, 2, false);
+    world.settle(&mut [&mut alice, &mut bob]);
+    // The key frame of the other layer was captured 100 ms after the last small picture, and is 40 ms later on its way.
+    world.pass(140 * MS, &mut [&mut alice, &mut bob]);
+    let layers = ConsumerLayers { spatial_layer: 2, temporal_layer: None };
+    world.ask(MediaCommand::SetPreferredLayers { consumer, layers }).unwrap();
+    send(&mut alice, 33, b"f", 7_012_000, 2, true);
+    world.settle(&mut [&mut alice, &mut bob]);
+    let got = bob.take_rtp();
+    let steps: Vec<u32> =
+        got.windows(2).map(|p| p[1].header.timestamp.wrapping_sub(p[0].header.timestamp)).collect();
+    assert_eq!(steps, [3_000, 9_000], "in 1/90 000 s of capture, not of arrival");
+}
+
+#[test]
 fn a_layer_that_falls_silent_is_left() {
     let mut world = World::new();
     let (mut alice, mut bob) =
