@@ -1,5 +1,7 @@
 //! What happens to rooms when their EC restarts, drains, falls silent or dies.
 
+#![allow(clippy::unwrap_used, reason = "helpers of tests are tests")]
+
 mod support;
 
 use std::time::Duration;

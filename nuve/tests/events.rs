@@ -1,5 +1,7 @@
 //! The event stream: what is in it, and that a break loses and repeats nothing.
 
+#![allow(clippy::unwrap_used, reason = "helpers of tests are tests")]
+
 mod support;
 
 use std::time::Duration;

@@ -1,5 +1,7 @@
 //! What goes for every request: limits, addresses, CORS, pages, descriptions and counters.
 
+#![allow(clippy::unwrap_used, reason = "helpers of tests are tests")]
+
 mod support;
 
 use roomlog_nuve::NuveSettings;

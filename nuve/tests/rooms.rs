@@ -1,5 +1,7 @@
 //! Rooms, their users and their history.
 
+#![allow(clippy::unwrap_used, reason = "helpers of tests are tests")]
+
 mod support;
 
 use roomlog_bus::events::Event;

@@ -1,5 +1,7 @@
 //! Tokens, the ECs they name, and finding a room again.
 
+#![allow(clippy::unwrap_used, reason = "helpers of tests are tests")]
+
 mod support;
 
 use std::time::Duration;
