@@ -227,6 +227,45 @@ fn garbage_ends_nothing() {
     assert_eq!(bob.take_rtp().len(), 1, "media still flows");
 }
 
+#[test]
+fn handshakes_with_changed_bytes_never_panic() {
+    let mut rng = StdRng::seed_from_u64(11);
+    let mut connected = 0;
+    let mut world = World::new();
+    for round in 0..150u16 {
+        let mut client = Client::new(&mut world, &format!("t{round}"), 6000 + round);
+        client.tell_fingerprint(&mut world, client.fingerprint()).unwrap();
+        client.bind(true);
+        client.hello(world.now);
+        for _ in 0..12 {
+            while let Some(good) = client.out.pop_front() {
+                // Before each datagram of the client come some that are almost it, as from somebody on the way.
+                for _ in 0..rng.random_range(0..4) {
+                    let mut bad = good.clone();
+                    for _ in 0..rng.random_range(1..6) {
+                        let at = rng.random_range(0..bad.len());
+                        bad[at] = rng.random();
+                    }
+                    bad.truncate(rng.random_range(1..=bad.len()));
+                    world.worker.handle_datagram(world.now, client.address, &bad);
+                }
+                world.worker.handle_datagram(world.now, client.address, &good);
+            }
+            for (to, bytes) in world.outbox() {
+                if to == client.address {
+                    client.receive(world.now, &bytes);
+                }
+            }
+        }
+        connected += usize::from(client.srtp.is_some());
+        world.ask(MediaCommand::Close { object: MediaObject::Transport(client.transport) }).unwrap();
+        world.outbox();
+    }
+    assert_eq!(world.worker.load().panics, 0);
+    // What came changed first may count as the real thing, so not every handshake can succeed; this is no test of luck.
+    assert!(connected > 0, "the rounds reach the end of the handshake");
+}
+
 /// A handshake record with one fragment of a message of `length` bytes.
 fn fragment(record: u64, message: u16, length: usize, offset: usize, size: usize) -> Vec<u8> {
     let u24 = |n: usize| [(n >> 16) as u8, (n >> 8) as u8, n as u8];
