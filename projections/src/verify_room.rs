@@ -51,11 +51,11 @@ impl RoomCheck {
                 self.state.apply(&events[0], commit.time);
             }
         }
-        if self.writer(commit, events, nodes, report) {
-            if let Some(again) = redecide.and_then(|redecide| redecide(&self.state, commit)) {
-                report.summary.redecided += 1;
-                same_decision(again, events, report);
-            }
+        if self.writer(commit, events, nodes, report)
+            && let Some(again) = redecide.and_then(|redecide| redecide(&self.state, commit))
+        {
+            report.summary.redecided += 1;
+            same_decision(again, events, report);
         }
         for (version, event) in (commit.version.0..).zip(events) {
             report.at_version(Version(version));

@@ -1,5 +1,7 @@
 //! `verify` finds each planted breach of a rule, and only that; a log without one gives no finding.
 
+#![allow(clippy::unwrap_used, reason = "a test fails where it cannot go on")]
+
 mod support;
 
 use roomlog_bus::{
@@ -508,4 +510,17 @@ fn findings_beyond_what_is_kept_are_counted() {
     let verdict = verify(&tape);
     assert_eq!((verdict.findings.len(), verdict.summary.not_kept), (10_000, 50));
     assert_eq!(verdict.errors(), 10_050);
+}
+
+#[test]
+fn the_documentation_lists_every_rule_as_it_is() {
+    let text = include_str!("../../docs/replay.md");
+    let listed: Vec<&str> =
+        text.lines().filter(|l| l.starts_with("| `") && l.matches('|').count() == 3).collect();
+    for (rule, says) in RULES {
+        assert!(
+            listed.contains(&format!("| `{rule}` | {says} |").as_str()),
+            "{rule} is not in docs/replay.md as it is"
+        );
+    }
 }
