@@ -1,5 +1,7 @@
 //! The worker as a process: what its parent sees on the pipes, and what a client sees on the wire.
 
+#![allow(clippy::unwrap_used, reason = "a failing helper is a failing test")]
+
 use std::{
     io::{Read, Write},
     net::{SocketAddr, UdpSocket},
@@ -27,7 +29,7 @@ struct Worker {
 impl Worker {
     fn start(config: &WorkerConfig) -> Self {
         // Examples are built beside the tests of a package.
-        let mut program = PathBuf::from(std::env::current_exe().unwrap());
+        let mut program: PathBuf = std::env::current_exe().unwrap();
         program.pop();
         program.pop();
         program.push("examples/sfu_worker");

@@ -1,5 +1,6 @@
 //! A native client for the sans-IO worker: ICE, DTLS and SRTP without a socket, on one clock that the test moves.
 #![allow(dead_code, reason = "each test file uses its part")]
+#![allow(clippy::unwrap_used, reason = "a failing helper is a failing test")]
 
 use std::{
     collections::VecDeque,
