@@ -45,7 +45,8 @@ async fn append_on(
     let stream = stream(name);
     let mut head = journal.head(&stream).await.unwrap();
     while !stop.load(Ordering::Relaxed) {
-        let size = if rng.random_bool(0.02) { rng.random_range(0..100_000) } else { rng.random_range(0..600) };
+        let size =
+            if rng.random_bool(0.02) { rng.random_range(0..100_000) } else { rng.random_range(0..600) };
         let next = commit(&stream, head, size, &mut rng);
         journal.append(next.clone()).await.unwrap();
         head = Some(next.head());
@@ -66,7 +67,13 @@ async fn child() {
                 std::io::stdout().lock().write_all(line.as_bytes()).unwrap();
             };
             let stop = Arc::new(AtomicBool::new(false));
-            tokio::spawn(append_on(journal.clone(), format!("w{w}"), seed << 8 | w as u64, stop, acknowledged))
+            tokio::spawn(append_on(
+                journal.clone(),
+                format!("w{w}"),
+                seed << 8 | w as u64,
+                stop,
+                acknowledged,
+            ))
         })
         .collect();
     for writer in writers {

@@ -111,6 +111,8 @@ pub(super) struct Index {
     pub recent: Recent,
     /// Streams that take no appends, and why.
     pub broken: HashMap<StreamId, String>,
+    /// First and last of the sequences that are not there any more.
+    pub holes: Vec<(u64, u64)>,
     /// Why there are no appends any more.
     pub stopped: Option<String>,
     /// Streams with commits whose fate is unknown since the journal stopped.

@@ -124,6 +124,12 @@ impl SledJournal {
         self.shared.facts.partitions
     }
 
+    /// First and last of each run of sequences that damage took, as found at the opening. A follow breaks there; whoever may go on without
+    /// them follows again from the last one.
+    pub fn holes(&self) -> Vec<(u64, u64)> {
+        self.shared.index().holes.clone()
+    }
+
     /// Why the journal takes no appends, if it does not.
     pub fn stopped(&self) -> Option<String> {
         self.shared.index().stopped.clone()

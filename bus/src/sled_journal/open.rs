@@ -117,6 +117,7 @@ impl Known {
             live: BTreeMap::new(),
             recent: Recent::new(1, settings.recent_commits, settings.recent_bytes),
             broken: HashMap::new(),
+            holes: Vec::new(),
             stopped: None,
             doubtful: HashSet::new(),
         };
@@ -124,6 +125,9 @@ impl Known {
     }
 
     fn found(&mut self, finding: Finding) {
+        if let Finding::Hole { first, last, .. } = &finding {
+            self.index.holes.push((*first, *last));
+        }
         if finding.is_damage() {
             tracing::error!(segments = %self.segments.display(), "{finding}");
         } else {
@@ -307,7 +311,8 @@ impl Known {
         let summary = closed.summary.clone();
         let number = summary.segment;
         self.generation = self.generation.max(summary.generation);
-        if summary.first > self.next {
+        let said = summary.holes.first().is_some_and(|hole| hole.1 + 1 == summary.first);
+        if summary.first > self.next && !said {
             self.found(Finding::Hole {
                 first: self.next,
                 last: summary.first - 1,
@@ -362,6 +367,14 @@ impl Known {
         let mark = Mark::read(&self.segments, number, &self.facts.id);
         if closed::manifest_path(&self.segments, number).is_file() || path.join(keep::KEPT).is_file() {
             self.closed(number, Some(directory), settings.check_all)?;
+            // Where a crash interrupted setting aside, the mark still knows how far the segment went.
+            if let Some(mark) = mark.filter(|mark| mark.last.sequence >= self.next) {
+                let reason = format!("segment {number:06} was damaged");
+                self.found(Finding::Hole { first: self.next, last: mark.last.sequence, reason });
+                self.next = mark.last.sequence + 1;
+            }
+            let before = keep::before_path(&self.segments, number);
+            keep::remove_before(&before).map_err(|error| OpenError::io("remove the copy", &before, error))?;
             return Ok(None);
         }
         if let Some(begin) = begin
