@@ -1,6 +1,7 @@
 //! Hand-made logs: a tape to which commits are written as the nodes of a cluster would, with a clock that ticks a second a commit.
 
 #![allow(dead_code, reason = "each test uses its part")]
+#![allow(clippy::unwrap_used, reason = "a test fails where it cannot go on")]
 
 use std::collections::BTreeMap;
 
