@@ -1,4 +1,5 @@
 //! Every engine of this crate does what engines must do.
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on should stop")]
 
 use std::{
     path::PathBuf,

@@ -1,4 +1,5 @@
 //! Damage on disk is noticed, named, set aside and never served; what is intact is served on.
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on should stop")]
 
 mod common;
 

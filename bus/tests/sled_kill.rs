@@ -1,6 +1,7 @@
 //! A process that is killed while it appends loses nothing it had acknowledged, and a reader beside it misses nothing.
 //!
 //! The child is this test binary itself: it runs the one test `child`, which does nothing unless it is told a folder.
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on should stop")]
 
 mod common;
 
