@@ -72,6 +72,9 @@ pub struct Settings {
     /// Whether the demo service exists, with which the page works at once. [default: true; say false on a machine strangers reach]
     #[arg(long, env = "ROOMLOG_DEMO", num_args = 0..=1, default_missing_value = "true", value_name = "BOOL")]
     pub demo: Option<bool>,
+    /// Bytes of log after which a segment is closed. [default: 67108864; only the newest segment is read through at a start]
+    #[arg(long, env = "ROOMLOG_SEGMENT_BYTES", value_name = "N")]
+    pub segment_bytes: Option<u64>,
     /// What is logged to standard error, as `tracing` filters. [default: info, without DTLS' remarks on each browser]
     #[arg(long, env = "ROOMLOG_LOG", value_name = "FILTER")]
     pub log: Option<String>,
@@ -107,6 +110,7 @@ impl Settings {
             api_per_s: self.api_per_s.or(base.api_per_s),
             admin_key: self.admin_key.or(base.admin_key),
             demo: self.demo.or(base.demo),
+            segment_bytes: self.segment_bytes.or(base.segment_bytes),
             log: self.log.or(base.log),
         }
     }

@@ -9,8 +9,12 @@ use std::{
 use anyhow::Context;
 use axum_server::{Handle, tls_rustls::RustlsConfig};
 use roomlog_bus::{
-    bus::Bus, env::Env, journal::Journal, memory_bus::MemoryBus, republish::republish,
-    sled_journal::SledJournal,
+    bus::Bus,
+    env::Env,
+    journal::Journal,
+    memory_bus::MemoryBus,
+    republish::republish,
+    sled_journal::{JournalSettings, SledJournal},
 };
 use roomlog_ea::EaSettings;
 use roomlog_ec::{Ec, EcSettings};
@@ -49,7 +53,11 @@ pub async fn run(settings: Settings) -> anyhow::Result<()> {
     let reached = reached_at(&settings, address)?;
 
     let folder = data.join("log");
-    let opened = tokio::task::spawn_blocking(move || SledJournal::open(folder, Default::default())).await?;
+    let mut journal_settings = JournalSettings::default();
+    if let Some(bytes) = settings.segment_bytes {
+        journal_settings.segment_bytes = bytes;
+    }
+    let opened = tokio::task::spawn_blocking(move || SledJournal::open(folder, journal_settings)).await?;
     let (journal, report) = opened.context("cannot open the log")?;
     for finding in &report.findings {
         tracing::error!("log: {finding}");

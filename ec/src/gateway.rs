@@ -42,6 +42,9 @@ use crate::{
 /// The path of the gateway.
 pub const PATH: &str = "/signal";
 
+/// The path of the EC's own metrics, in Prometheus' text form; NUVE's are at `/metrics`.
+pub const METRICS_PATH: &str = "/metrics/ec";
+
 /// Frames that are not protoo, after which a socket is closed: a broken client is not worth the log lines.
 const MAX_BAD_FRAMES: u32 = 16;
 
@@ -56,7 +59,11 @@ struct Parameters {
 
 /// The routes of the gateway.
 pub(crate) fn router(shared: Arc<Shared>) -> Router {
-    Router::new().route(PATH, get(open)).with_state(shared)
+    Router::new().route(PATH, get(open)).route(METRICS_PATH, get(metrics)).with_state(shared)
+}
+
+async fn metrics(State(shared): State<Arc<Shared>>) -> String {
+    shared.metrics.render(shared.rooms.len())
 }
 
 fn later(shared: &Shared, status: StatusCode, why: &'static str) -> Response {

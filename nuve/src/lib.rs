@@ -41,6 +41,7 @@ pub mod problem;
 pub mod rooms;
 pub mod services;
 pub mod settings;
+pub mod state;
 pub mod takeover;
 pub mod tokens;
 pub mod users;

@@ -17,7 +17,8 @@ use utoipa::{
 use utoipa_axum::{router::OpenApiRouter, routes};
 
 use crate::{
-    app::AppState, events, history, http, metrics, nodes, pages, problem, rooms, services, tokens, users,
+    app::AppState, events, history, http, metrics, nodes, pages, problem, rooms, services, state, tokens,
+    users,
 };
 
 /// Bodies may have this many bytes: `metadata` of 16 KiB, escaped to the worst, and the rest beside it.
@@ -61,6 +62,7 @@ pub fn router(app: AppState) -> Router {
         .routes(routes!(users::list))
         .routes(routes!(users::get, users::delete))
         .routes(routes!(history::read))
+        .routes(routes!(state::read))
         .routes(routes!(events::stream))
         .routes(routes!(metrics::metrics))
         .routes(routes!(nodes::healthz))

@@ -441,6 +441,10 @@ pub async fn create(
             problem::INVALID_FIELD.detail(format!("`metadata` has more than {MAX_METADATA_BYTES} bytes."))
         );
     }
+    if new.eapolicy == EaPolicy::TtlBest {
+        return Err(problem::INVALID_FIELD
+            .detail("`eapolicy` TTL-BEST needs cascading between EAs, which this version does not have: use ROOM-BEST."));
+    }
     let wanted = Wanted { name: new.name.clone(), eapolicy: new.eapolicy, metadata: new.metadata };
     match app.make_room(&service, wanted, false, cause).await? {
         Made::New { id, version, .. } => {

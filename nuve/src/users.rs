@@ -142,11 +142,8 @@ pub async fn delete(
         if app.health_of(&owning) == Health::Lost {
             return Err(silent(&id, &owning.ec));
         }
-        let request = EcRequest::RemoveClient {
-            room: id.clone(),
-            client: client.clone(),
-            reason: "put out by the application".into(),
-        };
+        let request =
+            EcRequest::RemoveClient { room: id.clone(), client: client.clone(), reason: "kicked".into() };
         match app.ask_owner(&owning, &request).await {
             Ok(EcAnswer::Version { version }) => {
                 return Ok((StatusCode::NO_CONTENT, version_header(version)).into_response());

@@ -40,6 +40,7 @@ export const address = (server, room, name, more = '') =>
 export async function join(browser, server, room, name, { more = '', phone = false } = {}) {
   const page = await openPage(browser, { phone });
   page.who = name;
+  page.server = server;
   await page.goto(address(server, room, name, `&join=1${more}`));
   await until(page, 'being in the room', () => globalThis.__roomlog?.client?.status === 'joined', 10_000);
   return page;
@@ -64,7 +65,7 @@ export async function until(page, what, condition, ms = 5_000, argument = undefi
 
 export const stats = (page) => page.evaluate(() => globalThis.__roomlog.stats());
 
-/** Every one of `pages` receives `others` videos and as many voices, and all of them go on for 2 s. */
+/** Every one of `pages` receives `others` videos and as many voices, all of them go on for 2 s, and all roles hold one state of it. */
 export async function assertAllDecode(pages, others = pages.length - 1) {
   await Promise.all(
     pages.map((page) =>
@@ -93,6 +94,7 @@ export async function assertAllDecode(pages, others = pages.length - 1) {
       else assert.ok(now.packetsReceived > old.packetsReceived, `${page.who}: voice of ${old.peerId} goes on`);
     }
   });
+  await pages[0].server?.assertOneState?.();
 }
 
 /** From being joined to the first decoded frame of each person who was there before, ms; and from the wish to join. */

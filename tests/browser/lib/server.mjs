@@ -1,12 +1,14 @@
 /** Starts the `roomlog` binary with a data directory of its own, and ends it by its process id. */
 
-import { spawn } from 'node:child_process';
+import { spawn, spawnSync } from 'node:child_process';
 import { mkdtemp, readFile, readdir, rm } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 
 /** ms; a cold start on a loaded two-core machine. */
 const START_TIMEOUT = 20_000;
+/** ms until all roles have folded what was committed last. */
+const AGREE_TIMEOUT = 2_000;
 /** ms it may take to end after SIGTERM before it is killed, which fails the test that asked for it. */
 const STOP_TIMEOUT = 10_000;
 
@@ -37,8 +39,27 @@ export async function startServer(...args) {
     child.once('error', (error) => fail(error.message));
     child.once('exit', (code) => fail(`ended with ${code}`));
   });
+  const secret = await readFile(join(data, 'demo-service.json'), 'utf8').then((text) => JSON.parse(text).secretKey, () => null);
+  const ask = async (path) => {
+    const answer = await fetch(url + path, { headers: { authorization: `Bearer ${secret}` } });
+    if (!answer.ok) throw new Error(`${path}: ${answer.status} ${await answer.text()}`);
+    return answer.json();
+  };
   return {
     url,
+    /** Log, EC and EA hold the same state of every room; what is under way is given a moment to arrive. */
+    async assertOneState() {
+      if (!secret) return;
+      const { rooms } = await ask('/v1/rooms?limit=1000');
+      for (const room of rooms) {
+        const end = Date.now() + AGREE_TIMEOUT;
+        for (;;) {
+          const state = await ask(`/v1/rooms/${room.id}/state`);
+          if (state.agree) break;
+          if (Date.now() > end) throw new Error(`log, EC and EA differ on room ${room.name}: ${JSON.stringify(state)}`);
+        }
+      }
+    },
     pid: child.pid,
     output: () => lines.join(''),
     /** Process ids of the SFU workers it has started. */
@@ -51,10 +72,17 @@ export async function startServer(...args) {
         await ended;
         clearTimeout(late);
       }
+      if (secret) verify(data);
       if (process.env.ROOMLOG_TEST_OUTPUT) console.log(lines.join(''));
       await rm(data, { recursive: true, force: true });
     },
   };
+}
+
+/** The log of the calls keeps every rule, and every decision in it can be made again. */
+function verify(data) {
+  const { status, stdout, stderr } = spawnSync(bin, ['replay', '--data', data, 'verify'], { encoding: 'utf8' });
+  if (status !== 0) throw new Error(`roomlog replay verify: ${stdout}${stderr}`);
 }
 
 /** Children of `pid` that run `sfu-worker`, directly or one level down. */
