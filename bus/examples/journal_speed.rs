@@ -136,10 +136,16 @@ async fn main() {
             (stored as f64 / took.as_secs_f64(), plain as f64 / plain_took.as_secs_f64());
         journal.close().await;
         let on_disk = size(&directory.join("journal/segments"));
+        let opening = Instant::now();
+        let (journal, report) =
+            SledJournal::open(directory.join("journal"), JournalSettings::default()).expect("opened");
+        let opened = opening.elapsed();
+        journal.close().await;
         println!(
-            "{group:>5} {journal_rate:>11.0} {file_rate:>11.0} {:>7.2}   {:.2} ({bytes} bytes in {stored} commits)",
+            "{group:>5} {journal_rate:>11.0} {file_rate:>11.0} {:>7.2}   {:.2} ({bytes} bytes, {stored} commits; {} segments open again in {opened:.0?})",
             journal_rate / file_rate,
-            on_disk as f64 / bytes as f64
+            on_disk as f64 / bytes as f64,
+            report.segments,
         );
         std::fs::remove_dir_all(&directory).expect("removed");
     }
