@@ -58,7 +58,13 @@ impl Log {
     }
 
     /// Appends `events` after `head` of `stream` as one commit and gives it back once it is durable.
-    pub async fn append(&self, stream: StreamId, head: Option<Head>, draft: Draft, events: &[Event]) -> Result<Arc<Commit>, AppendError> {
+    pub async fn append(
+        &self,
+        stream: StreamId,
+        head: Option<Head>,
+        draft: Draft,
+        events: &[Event],
+    ) -> Result<Arc<Commit>, AppendError> {
         let now = self.env.now();
         let commit = Commit {
             id: self.env.draw(|rng| CommitId::new(now, rng)),
@@ -88,7 +94,11 @@ impl Log {
                 match found.first() {
                     Some(stored) if stored.id == commit.id => return Ok(Arc::new(commit)),
                     Some(other) => {
-                        return Err(AppendError::Conflict { stream, version: commit.version, head: Some(other.head()) });
+                        return Err(AppendError::Conflict {
+                            stream,
+                            version: commit.version,
+                            head: Some(other.head()),
+                        });
                     }
                     // It may still land; appending the same commit again is idempotent and settles it either way.
                     None => match self.journal.append(commit.clone()).await {

@@ -18,13 +18,20 @@ pub fn message_of(commit: &Commit) -> Message {
     Message {
         subject: Subject::events(&commit.stream),
         reply: None,
-        headers: vec![(TYPE_HEADER.into(), types.join(",")), ("Nats-Msg-Id".into(), format!("{}:{}", commit.stream, commit.id))],
+        headers: vec![
+            (TYPE_HEADER.into(), types.join(",")),
+            ("Nats-Msg-Id".into(), format!("{}:{}", commit.stream, commit.id)),
+        ],
         payload: commit.encode().into(),
     }
 }
 
 /// Publishes every commit after `from`, until the journal closes or the bus is gone.
-pub async fn republish(journal: Arc<dyn Journal>, bus: Arc<dyn Bus>, mut from: Cursor) -> Result<(), Disconnected> {
+pub async fn republish(
+    journal: Arc<dyn Journal>,
+    bus: Arc<dyn Bus>,
+    mut from: Cursor,
+) -> Result<(), Disconnected> {
     loop {
         let mut follow = match journal.follow(from.clone()).await {
             Ok(follow) => follow,
