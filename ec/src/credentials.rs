@@ -27,6 +27,15 @@ pub(crate) struct Verifier {
     asked: tokio::sync::Mutex<Option<Instant>>,
 }
 
+/// Why a token opens nothing.
+#[derive(Debug, PartialEq)]
+pub(crate) enum Unverified {
+    /// It is no good.
+    Bad(TokenError),
+    /// Its key is not known here, and NUVE has not been asked for it just now: it did not answer, or was asked a moment ago.
+    NotAsked { kid: String },
+}
+
 impl Verifier {
     /// What the token says, and whether it has ended meanwhile: an ended one may still bring back the client that it admitted.
     pub(crate) async fn verify(
@@ -34,13 +43,16 @@ impl Verifier {
         bus: &dyn Bus,
         token: &str,
         now: Timestamp,
-    ) -> Result<(Claims, bool), TokenError> {
+    ) -> Result<(Claims, bool), Unverified> {
         match self.check(token, now) {
             Err(TokenError::UnknownKey { kid }) => {
-                self.learn(bus, &kid).await;
-                self.check(token, now)
+                let asked = self.learn(bus, &kid).await;
+                self.check(token, now).map_err(|error| match error {
+                    TokenError::UnknownKey { kid } if !asked => Unverified::NotAsked { kid },
+                    error => Unverified::Bad(error),
+                })
             }
-            result => result,
+            result => result.map_err(Unverified::Bad),
         }
     }
 
@@ -56,14 +68,15 @@ impl Verifier {
         }
     }
 
-    /// Asks NUVE for its keys, unless the one called `kid` has come meanwhile or they were asked for a moment ago.
-    async fn learn(&self, bus: &dyn Bus, kid: &str) {
+    /// Asks NUVE for its keys, unless the one called `kid` has come meanwhile or they were asked for a moment ago. Whether what is known
+    /// now is what NUVE knows.
+    async fn learn(&self, bus: &dyn Bus, kid: &str) -> bool {
         let mut asked = self.asked.lock().await;
         let known = self.keys.read().unwrap_or_else(PoisonError::into_inner).contains(kid);
         if known || asked.is_some_and(|at| at.elapsed() < FETCH_PAUSE) {
-            return;
+            return known;
         }
-        match ask::<_, NuveAnswer>(
+        let answered = match ask::<_, NuveAnswer>(
             bus,
             Subject::rpc_any(StreamKind::Nuve),
             &NuveRequest::TokenKeys,
@@ -73,10 +86,15 @@ impl Verifier {
         {
             Ok(NuveAnswer::Keys { keys }) => {
                 self.keys.write().unwrap_or_else(PoisonError::into_inner).extend(TokenKeys::new(keys));
+                true
             }
-            Err(error) => tracing::warn!(%error, "NUVE's token keys could not be fetched"),
-        }
+            Err(error) => {
+                tracing::warn!(%error, "NUVE's token keys could not be fetched");
+                false
+            }
+        };
         *asked = Some(Instant::now());
+        answered
     }
 }
 

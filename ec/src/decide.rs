@@ -160,6 +160,9 @@ pub enum Refusal {
     /// The token has admitted a client that is gone.
     #[error("this token was used: ask for a new one")]
     UsedToken,
+    /// The token has ended and admitted nobody who is still here.
+    #[error("the token has ended: ask for a new one")]
+    TokenEnded,
     /// The client id lives already, under another token.
     #[error("client id {0} is in the room already: choose another")]
     ClientIdTaken(ClientId),
@@ -208,6 +211,7 @@ impl Refusal {
             Self::NotAllowed(_) | Self::RoomFull(_) | Self::ClientIdTaken(_) => 403,
             Self::WrongHost => 1001,
             Self::UsedToken => 1002,
+            Self::TokenEnded => 1004,
             Self::NoMedia => 1005,
             Self::Retry(_) => 503,
         }
@@ -228,8 +232,11 @@ pub fn decide(state: &RoomState, command: &Command, facts: &Facts) -> Result<Vec
     match command {
         Command::Place { .. } => unreachable!("answered above"),
         Command::Admit { client, user, role, addr, token, token_expires, resume_key_hash } => {
-            if state.spent_tokens.contains_key(token) || *token_expires <= facts.now {
+            if state.spent_tokens.contains_key(token) {
                 return Err(Refusal::UsedToken);
+            }
+            if *token_expires <= facts.now {
+                return Err(Refusal::TokenEnded);
             }
             if state.clients.contains_key(client) {
                 return Err(Refusal::ClientIdTaken(client.clone()));

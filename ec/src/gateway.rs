@@ -6,14 +6,15 @@ use std::{
         Arc,
         atomic::{AtomicU64, Ordering},
     },
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use axum::{
     Extension, Router,
     extract::{
         ConnectInfo, Query, State,
-        ws::{CloseFrame, Message, WebSocket, WebSocketUpgrade},
+        rejection::QueryRejection,
+        ws::{CloseFrame, Message, WebSocket, WebSocketUpgrade, rejection::WebSocketUpgradeRejection},
     },
     http::{HeaderValue, StatusCode, header::RETRY_AFTER},
     response::{IntoResponse, Response},
@@ -32,8 +33,9 @@ use tokio::{
 
 use crate::{
     Shared,
-    credentials::{hash_of, resume_key},
+    credentials::{Unverified, hash_of, resume_key},
     decide::Refusal,
+    metrics::Closed,
     protoo::{self, Incoming, SUBPROTOCOL},
     room::{Ended, Entered, RoomMessage},
     session::{FINAL, Socket, ToSocket},
@@ -47,6 +49,20 @@ pub const METRICS_PATH: &str = "/metrics/ec";
 
 /// Frames that are not protoo, after which a socket is closed: a broken client is not worth the log lines.
 const MAX_BAD_FRAMES: u32 = 16;
+
+/// Requests refused before a client is let in, after which its socket is closed: each may cost the reading of a room's stream.
+const MAX_REFUSED_STRANGER: u32 = 16;
+
+/// Frames this many times larger than the setting are still taken in, so that their sender can be told why it is closed. Beyond that
+/// the connection is cut off: nobody buffers more for a client than this.
+const TOLD_TOO_LARGE: usize = 4;
+
+/// A socket that we closed is read this long for the other side's goodbye (RFC 6455 §7.1.1): ended with data unread, TCP would reset it
+/// and our reason might be lost.
+const GOODBYE_WITHIN: Duration = Duration::from_secs(1);
+
+/// The longest reason in a close frame, in bytes (RFC 6455 §5.5).
+const MAX_CLOSE_REASON: usize = 123;
 
 /// Ids of sockets, unique within the process.
 static NEXT_SOCKET: AtomicU64 = AtomicU64::new(1);
@@ -67,16 +83,30 @@ async fn metrics(State(shared): State<Arc<Shared>>) -> String {
 }
 
 fn later(shared: &Shared, status: StatusCode, why: &'static str) -> Response {
-    shared.metrics.turned_away();
+    shared.metrics.turned_away(status.as_u16());
     (status, [(RETRY_AFTER, HeaderValue::from_static("1"))], why).into_response()
+}
+
+/// A refusal before the upgrade, counted.
+fn turned_away(shared: &Shared, response: Response) -> Response {
+    shared.metrics.turned_away(response.status().as_u16());
+    response
 }
 
 async fn open(
     State(shared): State<Arc<Shared>>,
-    Query(parameters): Query<Parameters>,
+    parameters: Result<Query<Parameters>, QueryRejection>,
     peer: Option<Extension<ConnectInfo<SocketAddr>>>,
-    upgrade: WebSocketUpgrade,
+    upgrade: Result<WebSocketUpgrade, WebSocketUpgradeRejection>,
 ) -> Response {
+    let Query(parameters) = match parameters {
+        Ok(parameters) => parameters,
+        Err(rejection) => return turned_away(&shared, rejection.into_response()),
+    };
+    let upgrade = match upgrade {
+        Ok(upgrade) => upgrade,
+        Err(rejection) => return turned_away(&shared, rejection.into_response()),
+    };
     if shared.connections.check().is_err() {
         return later(
             &shared,
@@ -94,12 +124,12 @@ async fn open(
     }
     let addr =
         peer.map_or_else(|| "unknown".to_owned(), |Extension(ConnectInfo(addr))| addr.ip().to_string());
-    let max_frame = shared.settings.max_frame;
+    let max_frame = shared.settings.max_frame.saturating_mul(TOLD_TOO_LARGE);
     upgrade.protocols([SUBPROTOCOL]).max_message_size(max_frame).max_frame_size(max_frame).on_upgrade(
         move |socket| async move {
             shared.metrics.opened();
             Connection::new(shared.clone(), socket, addr).run(parameters.token).await;
-            shared.metrics.closed();
+            shared.metrics.ended();
         },
     )
 }
@@ -116,10 +146,15 @@ struct Member {
 struct Connection {
     shared: Arc<Shared>,
     ws: WebSocket,
-    socket: Socket,
+    id: u64,
+    addr: String,
+    /// The sending end of `queue` while no room has it. Once one has, it is the only holder: dropping it there ends the socket.
+    sender: Option<mpsc::Sender<ToSocket>>,
     queue: mpsc::Receiver<ToSocket>,
     member: Option<Member>,
     bad_frames: u32,
+    /// Requests refused before it was let in.
+    refused: u32,
 }
 
 /// Why the loop of a socket ended.
@@ -127,46 +162,62 @@ enum End {
     /// The other side said goodbye.
     Left,
     /// It is gone, or has to be.
-    Broken,
+    Broken(Closed),
     /// We close it.
-    Close(u16, String),
+    Close(Closed, u16, String),
 }
 
 impl Connection {
     fn new(shared: Arc<Shared>, ws: WebSocket, addr: String) -> Self {
         let (sender, queue) = mpsc::channel(shared.settings.socket_queue);
-        let socket = Socket { id: NEXT_SOCKET.fetch_add(1, Ordering::Relaxed), queue: sender, addr };
-        Self { shared, ws, socket, queue, member: None, bad_frames: 0 }
+        let id = NEXT_SOCKET.fetch_add(1, Ordering::Relaxed);
+        let sender = Some(sender);
+        Self { shared, ws, id, addr, sender, queue, member: None, bad_frames: 0, refused: 0 }
     }
 
     async fn run(mut self, token: Option<String>) {
         let end = match token {
             Some(token) => match self.admit(&token).await {
                 Ok(_) => self.carry().await,
-                Err(refusal) => End::Close(FINAL, close_reason(&refusal)),
+                Err(refusal) => {
+                    self.shared.metrics.refused(refusal.code());
+                    End::Close(Closed::Refused, FINAL, close_reason(&refusal))
+                }
             },
             None => self.carry().await,
         };
-        let ended = match end {
-            End::Left => Ended::Left,
-            End::Broken => Ended::Broken,
-            End::Close(code, reason) => {
-                let frame = CloseFrame { code, reason: reason.into() };
-                let _ =
-                    timeout(self.shared.settings.socket_timeout, self.ws.send(Message::Close(Some(frame))))
-                        .await;
-                Ended::Broken
-            }
+        let (closed, ended) = match &end {
+            End::Left => (Closed::Left, Ended::Left),
+            End::Broken(closed) | End::Close(closed, ..) => (*closed, Ended::Broken),
         };
+        self.shared.metrics.closed(closed);
+        // The room first: it need not wait for the goodbyes.
         if let Some(member) = self.member.take() {
-            let message = RoomMessage::SocketEnded { client: member.client, socket: self.socket.id, ended };
+            let message = RoomMessage::SocketEnded { client: member.client, socket: self.id, ended };
             let _ = member.room.send(message).await;
         }
+        match end {
+            // Reading on is what sends the answer to the other side's close frame (RFC 6455 §5.5.1).
+            End::Left => self.goodbye().await,
+            End::Broken(_) => {}
+            End::Close(_, code, reason) => {
+                let frame = CloseFrame { code, reason: shortened(&reason).into() };
+                if self.send(Message::Close(Some(frame))).await {
+                    self.goodbye().await;
+                }
+            }
+        }
+    }
+
+    /// Reads until the other side has closed too, for a moment at most.
+    async fn goodbye(&mut self) {
+        let _ = timeout(GOODBYE_WITHIN, async { while let Some(Ok(_)) = self.ws.recv().await {} }).await;
     }
 
     /// Carries frames both ways until something ends it.
     async fn carry(&mut self) -> End {
-        let settings = &self.shared.settings;
+        let shared = self.shared.clone();
+        let settings = &shared.settings;
         let mut ping = tokio::time::interval(settings.ping_every);
         ping.reset();
         let (socket_timeout, token_timeout) = (settings.socket_timeout, settings.token_timeout);
@@ -182,7 +233,14 @@ impl Connection {
                     heard = Instant::now();
                     match received {
                         Some(Ok(Message::Text(text))) => {
-                            if let Err(end) = self.frame(text.as_str()).await {
+                            let text = text.as_str();
+                            let max = settings.max_frame;
+                            if text.len() > max {
+                                self.shared.metrics.bad_frame();
+                                let reason = format!("frame too large: {} bytes of {max}", text.len());
+                                return End::Close(Closed::TooLarge, FINAL, reason);
+                            }
+                            if let Err(end) = self.frame(text).await {
                                 return end;
                             }
                         }
@@ -195,29 +253,39 @@ impl Connection {
                         Some(Ok(Message::Close(frame))) => {
                             // RFC 6455 §7.4.1: no code at all reads as 1005.
                             let code = frame.map_or(1005, |f| f.code);
-                            return if matches!(code, 1000 | 1001 | 1005) { End::Left } else { End::Broken };
+                            return if matches!(code, 1000 | 1001 | 1005) {
+                                End::Left
+                            } else {
+                                End::Broken(Closed::Broken)
+                            };
                         }
-                        Some(Err(_)) | None => return End::Broken,
+                        // Larger than can be told, no WebSocket, or the connection was reset.
+                        Some(Err(error)) => {
+                            tracing::debug!(socket = self.id, %error, "socket failed");
+                            return End::Broken(Closed::Error);
+                        }
+                        None => return End::Broken(Closed::Broken),
                     }
                 }
                 out = self.queue.recv() => match out {
                     Some(ToSocket::Text(text)) => {
                         if !self.send(Message::Text(text.into())).await {
-                            return End::Broken;
+                            return End::Broken(Closed::Unread);
                         }
                     }
-                    Some(ToSocket::Close(code, reason)) => return End::Close(code, reason),
-                    None => return End::Broken,
+                    Some(ToSocket::Close(code, reason)) => return End::Close(Closed::Told, code, reason),
+                    // The room let go of a socket whose queue was full.
+                    None => return End::Broken(Closed::Unread),
                 },
                 _ = ping.tick() => {
                     if !self.send(Message::Ping(Vec::new().into())).await {
-                        return End::Broken;
+                        return End::Broken(Closed::Unread);
                     }
                 }
                 () = tokio::time::sleep_until(deadline.into()) => {
                     return match self.member {
-                        Some(_) => End::Broken,
-                        None => End::Close(FINAL, "no token in time".into()),
+                        Some(_) => End::Broken(Closed::Silent),
+                        None => End::Close(Closed::NoToken, FINAL, "no token in time".into()),
                     };
                 }
             }
@@ -231,9 +299,9 @@ impl Connection {
     fn bad_frame(&mut self, why: &str) -> Result<(), End> {
         self.shared.metrics.bad_frame();
         self.bad_frames += 1;
-        tracing::debug!(socket = self.socket.id, why, "bad frame");
+        tracing::debug!(socket = self.id, why, "bad frame");
         if self.bad_frames > MAX_BAD_FRAMES {
-            Err(End::Close(FINAL, format!("too many bad frames: {why}")))
+            Err(End::Close(Closed::BadFrames, FINAL, format!("too many bad frames: {why}")))
         } else {
             Ok(())
         }
@@ -254,15 +322,15 @@ impl Connection {
             (Incoming::Request { id, method, .. }, None) => {
                 let shown: String = method.chars().take(60).collect();
                 let refusal = Refusal::WrongState(format!("{shown:?} before `token`: show a token first"));
-                self.answer(protoo::error(id, refusal.code(), &refusal.to_string())).await
+                self.refuse(id, refusal.code(), &refusal.to_string()).await
             }
-            (_, None) => Ok(()),
+            // Nothing is defined that a client could notify of.
+            (Incoming::Notification, _) | (_, None) => Ok(()),
             (frame, Some(member)) => {
-                let message =
-                    RoomMessage::Frame { client: member.client.clone(), socket: self.socket.id, frame };
+                let message = RoomMessage::Frame { client: member.client.clone(), socket: self.id, frame };
                 // Waiting here is the back pressure on a client that asks faster than its room can work.
                 if member.room.send(message).await.is_err() {
-                    return Err(End::Close(FINAL, "room closed".into()));
+                    return Err(End::Close(Closed::Told, FINAL, "room closed".into()));
                 }
                 Ok(())
             }
@@ -270,28 +338,47 @@ impl Connection {
     }
 
     async fn answer(&mut self, text: String) -> Result<(), End> {
-        if self.send(Message::Text(text.into())).await { Ok(()) } else { Err(End::Broken) }
+        if self.send(Message::Text(text.into())).await { Ok(()) } else { Err(End::Broken(Closed::Unread)) }
+    }
+
+    /// Refuses a request here, before any room has seen it, and counts that. A stranger is not refused for ever.
+    async fn refuse(&mut self, id: u64, code: u16, reason: &str) -> Result<(), End> {
+        self.shared.metrics.refused(code);
+        self.answer(protoo::error(id, code, reason)).await?;
+        if self.member.is_none() {
+            self.refused += 1;
+            if self.refused > MAX_REFUSED_STRANGER {
+                return Err(End::Close(Closed::Refused, FINAL, "too many refused requests".into()));
+            }
+        }
+        Ok(())
+    }
+
+    /// This socket, for a room.
+    fn socket(&self) -> Result<Socket, Refusal> {
+        let queue =
+            self.sender.clone().ok_or_else(|| Refusal::WrongState("this socket has a room".into()))?;
+        Ok(Socket { id: self.id, queue, addr: self.addr.clone() })
     }
 
     async fn token_request(&mut self, id: u64, data: &Value) -> Result<(), End> {
         let Some(token) = data.get("token").and_then(Value::as_str) else {
             let refusal = Refusal::BadRequest("token: `token` is not a text".into());
-            return self.answer(protoo::error(id, refusal.code(), &refusal.to_string())).await;
+            return self.refuse(id, refusal.code(), &refusal.to_string()).await;
         };
         if let Some(member) = &self.member {
-            let text = if member.token.as_deref() == Some(token) {
-                protoo::ok(id, &member.answer)
-            } else {
-                let refusal = Refusal::WrongState("this socket has shown another token".into());
-                protoo::error(id, refusal.code(), &refusal.to_string())
-            };
-            return self.answer(text).await;
+            if member.token.as_deref() == Some(token) {
+                let text = protoo::ok(id, &member.answer);
+                return self.answer(text).await;
+            }
+            let refusal = Refusal::WrongState("this socket has shown another token".into());
+            return self.refuse(id, refusal.code(), &refusal.to_string()).await;
         }
-        match self.admit(&token.to_owned()).await {
+        match self.admit(token).await {
             Ok(answer) => self.answer(protoo::ok(id, &answer)).await,
             Err(refusal) => {
-                self.answer(protoo::error(id, refusal.code(), &refusal.to_string())).await?;
-                Err(End::Close(FINAL, close_reason(&refusal)))
+                self.refuse(id, refusal.code(), &refusal.to_string()).await?;
+                Err(End::Close(Closed::Refused, FINAL, close_reason(&refusal)))
             }
         }
     }
@@ -299,12 +386,7 @@ impl Connection {
     /// Lets a client in by its token.
     async fn admit(&mut self, token: &str) -> Result<Value, TokenRefusal> {
         let now = self.shared.log.env().now();
-        let (claims, expired) = self
-            .shared
-            .verifier
-            .verify(self.shared.bus.as_ref(), token, now)
-            .await
-            .map_err(TokenRefusal::Token)?;
+        let (claims, expired) = self.shared.verifier.verify(self.shared.bus.as_ref(), token, now).await?;
         let key = resume_key(token);
         let (reply, entered) = oneshot::channel();
         let room_id = claims.room.clone();
@@ -312,7 +394,7 @@ impl Connection {
             claims: Box::new(claims),
             expired,
             resume_key_hash: hash_of(&key),
-            socket: self.socket.clone(),
+            socket: self.socket()?,
             reply,
         };
         let (room, entered) = self.enter(&room_id, message, entered).await?;
@@ -325,15 +407,16 @@ impl Connection {
             "media": entered.media,
             "v": entered.version,
         });
+        if let Some(queue) = self.sender.take() {
+            let version = json!({ "version": env!("CARGO_PKG_VERSION") });
+            let _ = queue.try_send(ToSocket::Text(protoo::notification("mediasoup-version", &version)));
+        }
         self.member = Some(Member {
             client: entered.client,
             room,
             token: Some(token.to_owned()),
             answer: answer.clone(),
         });
-        let version = json!({ "version": env!("CARGO_PKG_VERSION") });
-        let _ =
-            self.socket.queue.try_send(ToSocket::Text(protoo::notification("mediasoup-version", &version)));
         Ok(answer)
     }
 
@@ -351,15 +434,19 @@ impl Connection {
             Ok(resume) => resume,
             Err(error) => {
                 let refusal = Refusal::BadRequest(format!("resume: {error}"));
-                return self.answer(protoo::error(id, refusal.code(), &refusal.to_string())).await;
+                return self.refuse(id, refusal.code(), &refusal.to_string()).await;
             }
+        };
+        let socket = match self.socket() {
+            Ok(socket) => socket,
+            Err(refusal) => return self.refuse(id, refusal.code(), &refusal.to_string()).await,
         };
         let (reply, entered) = oneshot::channel();
         let message = RoomMessage::Resume {
             client: resume.client_id,
             resume_key_hash: hash_of(&resume.resume_key),
             since: resume.since,
-            socket: self.socket.clone(),
+            socket,
             reply,
         };
         match self.enter(&resume.room_id, message, entered).await {
@@ -376,6 +463,7 @@ impl Connection {
                 {
                     answer.extend(missed);
                 }
+                self.sender = None;
                 self.member =
                     Some(Member { client: entered.client, room, token: None, answer: answer.clone() });
                 self.answer(protoo::ok(id, &answer)).await
@@ -387,7 +475,7 @@ impl Connection {
                 } else {
                     refusal.code()
                 };
-                self.answer(protoo::error(id, code, &refusal.to_string())).await
+                self.refuse(id, code, &refusal.to_string()).await
             }
         }
     }
@@ -413,16 +501,32 @@ enum TokenRefusal {
     /// The token itself.
     #[error(transparent)]
     Token(TokenError),
+    /// It could not be checked.
+    #[error(
+        "the token is signed with key {kid:?}, and NUVE could not be asked for that key: try again in a second"
+    )]
+    Unchecked {
+        /// The key that it names.
+        kid: String,
+    },
     /// The room.
     #[error(transparent)]
     Room(#[from] Refusal),
 }
 
+impl From<Unverified> for TokenRefusal {
+    fn from(unverified: Unverified) -> Self {
+        match unverified {
+            Unverified::Bad(error) => Self::Token(error),
+            Unverified::NotAsked { kid } => Self::Unchecked { kid },
+        }
+    }
+}
+
 impl TokenRefusal {
     fn code(&self) -> u16 {
         match self {
-            // The key of a good token is known to NUVE; one that is not could not be asked about.
-            Self::Token(TokenError::UnknownKey { .. }) => 1003,
+            Self::Unchecked { .. } => 1003,
             Self::Token(_) => 1004,
             Self::Room(refusal) => refusal.code(),
         }
@@ -432,7 +536,8 @@ impl TokenRefusal {
 /// The reason in the close frame: a fixed word where clients act on it, at most 123 bytes (RFC 6455 §5.5).
 fn close_reason(refusal: &TokenRefusal) -> String {
     match refusal {
-        TokenRefusal::Token(_) => "bad token".into(),
+        TokenRefusal::Token(_) | TokenRefusal::Room(Refusal::TokenEnded) => "bad token".into(),
+        TokenRefusal::Unchecked { .. } => "try again later".into(),
         TokenRefusal::Room(Refusal::UsedToken) => "used token".into(),
         TokenRefusal::Room(Refusal::WrongHost) => "moved".into(),
         TokenRefusal::Room(Refusal::NoRoom) => "no such room".into(),
@@ -441,4 +546,13 @@ fn close_reason(refusal: &TokenRefusal) -> String {
         TokenRefusal::Room(Refusal::Retry(_)) => "try again later".into(),
         TokenRefusal::Room(_) => "refused".into(),
     }
+}
+
+/// As much of a close frame's reason as fits into one.
+fn shortened(reason: &str) -> &str {
+    let mut end = reason.len().min(MAX_CLOSE_REASON);
+    while !reason.is_char_boundary(end) {
+        end -= 1;
+    }
+    &reason[..end]
 }

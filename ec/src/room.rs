@@ -398,7 +398,8 @@ impl Room {
             return Ok(self.entered(client, None));
         }
         if expired {
-            return Err(Refusal::UsedToken);
+            let spent = self.state.spent_tokens.contains_key(&claims.jti);
+            return Err(if spent { Refusal::UsedToken } else { Refusal::TokenEnded });
         }
         let mut facts = self.facts();
         let assigned = if self.state.placements.is_empty()
@@ -466,10 +467,11 @@ impl Room {
         for commit in commits.iter().take_while(|c| c.version <= self.state.version()) {
             let Ok(told) = fold_and_tell(&mut state, commit) else { return Ok(all) };
             for told in told {
-                if let Told::Notification { client: to, method, data } = told {
-                    if &to == client && data["v"].as_u64().is_some_and(|v| v > since) {
-                        events.push(json!({ "method": method, "data": data }));
-                    }
+                if let Told::Notification { client: to, method, data } = told
+                    && &to == client
+                    && data["v"].as_u64().is_some_and(|v| v > since)
+                {
+                    events.push(json!({ "method": method, "data": data }));
                 }
             }
         }
@@ -552,6 +554,12 @@ impl Room {
             Seen::New => {}
             Seen::UnderWay => return,
             Seen::Answered(text) => return session.send(text.to_string()),
+            Seen::TooMany => {
+                // Not kept as its answer: asked again, it may be worked on.
+                let refusal = Refusal::Retry("this client has too many requests under way".into());
+                session.send(protoo::error(id, refusal.code(), &refusal.to_string()));
+                return self.shared.metrics.refused(refusal.code());
+            }
         }
         let env = self.shared.log.env().clone();
         let mut fresh = || env.draw(|rng| roomlog_bus::ids::random_token(rng, 16));

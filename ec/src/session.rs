@@ -1,7 +1,7 @@
 //! One client's connection as its room sees it: the socket, the requests we made of it, and the answers we gave.
 
 use std::{
-    collections::{BTreeMap, VecDeque},
+    collections::{BTreeMap, BTreeSet, VecDeque},
     sync::Arc,
     time::Instant,
 };
@@ -16,6 +16,9 @@ use crate::protoo;
 pub const FINAL: u16 = 4000;
 /// Close code of a node that stops or restarts (RFC 6455 §7.4.1 and its IANA registry): clients come back and resume.
 pub const RESTART: u16 = 1012;
+
+/// Requests of one client under way at once, at most: twice the largest room's consumers, for who asks the statistics of all.
+const MAX_UNDER_WAY: usize = 1_024;
 
 /// What a room tells a socket.
 #[derive(Debug, Clone, PartialEq)]
@@ -47,7 +50,7 @@ pub struct Session {
     /// Answers given, for requests that come again.
     answered: VecDeque<(u64, Arc<str>)>,
     /// Requests under way: the same id again waits for the one answer.
-    under_way: BTreeMap<u64, ()>,
+    under_way: BTreeSet<u64>,
 }
 
 /// Whether a request is to be worked on.
@@ -59,6 +62,8 @@ pub enum Seen {
     UnderWay,
     /// Answered before, so.
     Answered(Arc<str>),
+    /// Not seen before, and not to be worked on: too many others of this client are.
+    TooMany,
 }
 
 impl Session {
@@ -98,7 +103,7 @@ impl Session {
         let Some(socket) = &self.socket else { return };
         if let Err(TrySendError::Full(_)) = socket.queue.try_send(ToSocket::Text(text)) {
             tracing::warn!(socket = socket.id, "a client does not read: its socket is dropped");
-            // Dropping the sender ends the socket's task, which reports it as broken.
+            // The room holds the only sender: dropping it ends the socket's task, which reports it as broken.
             let id = socket.id;
             self.socket = Some(Socket { id, queue: mpsc::channel(1).0, addr: String::new() });
         }
@@ -142,9 +147,13 @@ impl Session {
         if let Some((_, answer)) = self.answered.iter().find(|(known, _)| *known == id) {
             return Seen::Answered(answer.clone());
         }
-        match self.under_way.insert(id, ()) {
-            None => Seen::New,
-            Some(()) => Seen::UnderWay,
+        if self.under_way.contains(&id) {
+            Seen::UnderWay
+        } else if self.under_way.len() >= MAX_UNDER_WAY {
+            Seen::TooMany
+        } else {
+            self.under_way.insert(id);
+            Seen::New
         }
     }
 

@@ -36,11 +36,15 @@ pub struct Shape {
     pub eas: Vec<usize>,
     /// How long clients may stay away.
     pub resume: Duration,
+    /// Changes the EC's settings, at the end.
+    pub ec: fn(&mut EcSettings),
+    /// Changes NUVE's settings, at the end.
+    pub nuve: fn(&mut NuveSettings),
 }
 
 impl Default for Shape {
     fn default() -> Self {
-        Self { eas: vec![2], resume: Duration::from_secs(30) }
+        Self { eas: vec![2], resume: Duration::from_secs(30), ec: |_| {}, nuve: |_| {} }
     }
 }
 
@@ -77,7 +81,7 @@ impl Cell {
         let directory = LiveDirectory::start(journal.clone()).await?;
         // Tests come from one address and in bursts; what the limits do is tested where they are.
         let no_limit = 1_000_000;
-        let nuve_settings = NuveSettings {
+        let mut nuve_settings = NuveSettings {
             id: NuveId::new("nuve-1")?,
             demo: true,
             ip_per_s: no_limit,
@@ -87,12 +91,14 @@ impl Cell {
             locate_per_s: no_limit,
             ..NuveSettings::default()
         };
+        (shape.nuve)(&mut nuve_settings);
         let nuve =
             roomlog_nuve::start(nuve_settings, bus.clone(), journal.clone(), directory.clone(), env.clone())
                 .await?;
         let mut ec_settings = EcSettings::new(EcId::new("ec-1")?, "auto:/signal");
         ec_settings.resume = shape.resume;
         ec_settings.connections_per_second = no_limit;
+        (shape.ec)(&mut ec_settings);
         let ec = Ec::start(ec_settings, bus.clone(), journal.clone(), directory.clone(), env.clone()).await?;
         let mut eas = Vec::new();
         for (i, workers) in shape.eas.iter().enumerate() {

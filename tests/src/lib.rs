@@ -4,6 +4,7 @@ pub mod cell;
 pub mod http;
 pub mod peer;
 pub mod process;
+pub mod witness;
 
 use std::path::PathBuf;
 

@@ -22,6 +22,7 @@ type Waiting = Arc<Mutex<BTreeMap<u64, oneshot::Sender<Result<Value, (u64, Strin
 
 enum Out {
     Text(String),
+    Binary(Vec<u8>),
     Close(u16),
     /// Drop the connection without a close frame.
     Break,
@@ -78,6 +79,11 @@ impl Peer {
                     told = queue.recv() => match told {
                         Some(Out::Text(text)) => {
                             if ws.send(Message::Text(text.into())).await.is_err() {
+                                break (1006, String::new());
+                            }
+                        }
+                        Some(Out::Binary(bytes)) => {
+                            if ws.send(Message::Binary(bytes.into())).await.is_err() {
                                 break (1006, String::new());
                             }
                         }
@@ -147,6 +153,19 @@ impl Peer {
     /// Sends raw text.
     pub fn say_text(&self, text: &str) {
         let _ = self.out.send(Out::Text(text.to_owned()));
+    }
+
+    /// Sends a binary frame, which protoo has none of.
+    pub fn say_bytes(&self, bytes: &[u8]) {
+        let _ = self.out.send(Out::Binary(bytes.to_vec()));
+    }
+
+    /// Waits until the other side has closed the socket; gives code and reason, 1006 for a break.
+    pub async fn closed_within(&self, within: Duration) -> anyhow::Result<(u16, String)> {
+        crate::cell::eventually("the socket is closed", within, || async {
+            self.closed.lock().expect("no panic inside").clone()
+        })
+        .await
     }
 
     /// Closes as a client that leaves.
