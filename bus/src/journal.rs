@@ -9,7 +9,7 @@
 //! Engines: [`sled`](crate::sled_journal) is the authority of one machine; JetStream is the authority of a cluster. All pass
 //! [`conformance`](crate::conformance).
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
@@ -141,6 +141,35 @@ pub trait Journal: Send + Sync + 'static {
 
     /// The cursor after the last stored commit.
     async fn tail(&self) -> Result<Cursor, ReadError>;
+
+    /// Where following can go on if what comes next after `from` is lost for good; none if it is not.
+    async fn beyond_loss(&self, _from: &Cursor) -> Option<Cursor> {
+        None
+    }
+}
+
+/// Between two tries to follow a journal that cannot be read: long enough not to be a load, short enough that nobody waits for it.
+const FOLLOW_AGAIN: Duration = Duration::from_secs(1);
+
+/// Follows again after [`Followed::Broken`]: from `cursor`, or, where what comes next is lost for good, from behind the loss, which is
+/// said in an error. Whoever folds then meets commits that do not follow what it has, in the streams that lost some, and in no others.
+pub async fn follow_again(journal: &dyn Journal, cursor: &mut Cursor, mut broken: ReadError) -> Follow {
+    loop {
+        match journal.beyond_loss(cursor).await {
+            Some(beyond) => {
+                tracing::error!(error = %broken, from = ?cursor, to = ?beyond, "commits of the log are lost: following goes on behind them");
+                *cursor = beyond;
+            }
+            None => {
+                tracing::warn!(error = %broken, from = ?cursor, "following the log broke: following again from the last commit");
+                tokio::time::sleep(FOLLOW_AGAIN).await;
+            }
+        }
+        match journal.follow(cursor.clone()).await {
+            Ok(follow) => return follow,
+            Err(error) => broken = error,
+        }
+    }
 }
 
 /// The whole of one stream, read page by page.

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use crate::{
     bus::{Bus, Disconnected, Message, TYPE_HEADER},
     commit::Commit,
-    journal::{Cursor, Followed, Journal},
+    journal::{Cursor, Followed, Journal, follow_again},
     subject::Subject,
 };
 
@@ -32,27 +32,19 @@ pub async fn republish(
     bus: Arc<dyn Bus>,
     mut from: Cursor,
 ) -> Result<(), Disconnected> {
+    let mut follow = match journal.follow(from.clone()).await {
+        Ok(follow) => follow,
+        Err(error) => follow_again(journal.as_ref(), &mut from, error).await,
+    };
     loop {
-        let mut follow = match journal.follow(from.clone()).await {
-            Ok(follow) => follow,
-            Err(error) => {
-                tracing::error!(%error, "the journal cannot be followed: committed events are not published");
-                return Err(Disconnected(error.to_string()));
+        match follow.next().await {
+            Some(Followed::Entry(entry)) => {
+                bus.publish(message_of(&entry.commit)).await?;
+                from = entry.cursor;
             }
-        };
-        loop {
-            match follow.next().await {
-                Some(Followed::Entry(entry)) => {
-                    bus.publish(message_of(&entry.commit)).await?;
-                    from = entry.cursor;
-                }
-                Some(Followed::CaughtUp) => {}
-                Some(Followed::Broken(error)) => {
-                    tracing::warn!(%error, "following the journal broke: following again from the last commit");
-                    break;
-                }
-                None => return Ok(()),
-            }
+            Some(Followed::CaughtUp) => {}
+            Some(Followed::Broken(error)) => follow = follow_again(journal.as_ref(), &mut from, error).await,
+            None => return Ok(()),
         }
     }
 }

@@ -15,7 +15,7 @@ use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
 use roomlog_bus::{
     commit::{Commit, CommitId, StreamKind},
     ids::{RoomId, ServiceId, Version},
-    journal::{Cursor, Follow, Followed},
+    journal::{Cursor, Follow, Followed, follow_again},
 };
 use serde::Deserialize;
 use serde_json::json;
@@ -189,9 +189,14 @@ impl Feed {
                     alive.reset();
                 }
                 Some(Followed::CaughtUp) => {}
-                // The client comes back by itself, with the last id.
                 Some(Followed::Broken(error)) => {
-                    return tracing::warn!(%error, "an event stream ends: the journal cannot be followed");
+                    let mut cursor = self.position.cursor.clone();
+                    follow = tokio::select! {
+                        () = stopped(&mut stop) => return,
+                        () = self.events.closed() => return,
+                        follow = follow_again(self.app.journal.as_ref(), &mut cursor, error) => follow,
+                    };
+                    self.position.cursor = cursor;
                 }
                 None => return,
             }

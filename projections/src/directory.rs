@@ -9,7 +9,7 @@ use std::{
 use roomlog_bus::{
     commit::{Commit, StreamId, StreamKind},
     ids::{RoomId, ServiceId, Version},
-    journal::{Cursor, Followed, Journal, ReadError},
+    journal::{Cursor, Followed, Journal, ReadError, follow_again},
 };
 use tokio::sync::watch;
 
@@ -186,14 +186,7 @@ impl LiveDirectory {
                     }
                 }
                 Some(Followed::Broken(error)) => {
-                    tracing::warn!(%error, "following the journal broke: following again from the last commit");
-                    match journal.follow(cursor.clone()).await {
-                        Ok(again) => follow = again,
-                        Err(error) => {
-                            tracing::error!(%error, "the journal cannot be followed: this view is stale from here on");
-                            return;
-                        }
-                    }
+                    follow = follow_again(journal.as_ref(), &mut cursor, error).await
                 }
                 None => return,
             }

@@ -242,6 +242,16 @@ impl Journal for SledJournal {
     async fn tail(&self) -> Result<Cursor, ReadError> {
         Ok(Cursor(vec![self.shared.index().tail]))
     }
+
+    async fn beyond_loss(&self, from: &Cursor) -> Option<Cursor> {
+        let next = from.0.first().copied().unwrap_or(0) + 1;
+        let index = self.shared.index();
+        index
+            .holes
+            .iter()
+            .find(|(first, last)| (*first..=*last).contains(&next))
+            .map(|(_, last)| Cursor(vec![*last]))
+    }
 }
 
 /// The one sequence in `cursor`; it must not lie beyond `tail`.
