@@ -78,7 +78,8 @@ async fn ten_thousand_rooms_opened_and_closed_leave_memory_where_it_was() -> any
     /// What 10 000 rooms may add: 2 KB each, which is what the log's tables take for the streams and blocks of its open segment until
     /// that is closed. A room that stayed in memory, with its state, task and inbox, would take five times that.
     const MAY_GROW: u64 = 20_000_000;
-    const FLAGS: [&str; 8] = ["--workers", "2", "--ip-per-s", "1000000", "--api-per-s", "1000000", "--log", "warn"];
+    const FLAGS: [&str; 8] =
+        ["--workers", "2", "--ip-per-s", "1000000", "--api-per-s", "1000000", "--log", "warn"];
 
     let data = tempfile::tempdir()?;
     let up = Up::start(data.path(), &FLAGS).await?;
