@@ -198,7 +198,7 @@ impl Connection {
         }
         match end {
             // Reading on is what sends the answer to the other side's close frame (RFC 6455 §5.5.1).
-            End::Left => self.goodbye().await,
+            End::Left | End::Broken(Closed::Broken) => self.goodbye().await,
             End::Broken(_) => {}
             End::Close(_, code, reason) => {
                 let frame = CloseFrame { code, reason: shortened(&reason).into() };

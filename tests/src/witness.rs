@@ -16,7 +16,7 @@ use roomlog_projections::{
 use serde_json::json;
 use tokio::{sync::oneshot, task::JoinHandle};
 
-use crate::cell::Cell;
+use crate::cell::{Cell, eventually};
 
 /// A bystander's request is answered within this, whatever is done to others.
 pub const BYSTANDER_WITHIN: Duration = Duration::from_secs(1);
@@ -47,8 +47,12 @@ impl Bystander {
                 worst = worst.max(took);
                 tokio::time::sleep(Duration::from_millis(50)).await;
             }
-            let heard = bob.heard_of("peerDisplayNameChanged").len();
-            ensure!(heard == asked, "a bystander heard {heard} of {asked} changes");
+            let heard = || bob.heard_of("peerDisplayNameChanged").len();
+            eventually("a bystander hears of every change", BYSTANDER_WITHIN, || async {
+                (heard() == asked).then_some(())
+            })
+            .await
+            .with_context(|| format!("it heard {} of {asked}", heard()))?;
             ann.leave().await;
             bob.leave().await;
             Ok((asked, worst))
