@@ -1,0 +1,461 @@
+//! One room, run by one task: it decides, appends, and tells. Everything that happens to a room passes through its inbox, one by one.
+//!
+//! The order is always the same: ask the media side (provisionally), append, then answer. The fold of the stream is the only state;
+//! sessions hold sockets and nothing that a takeover would miss.
+
+mod asking;
+mod entering;
+mod media;
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    future::Future,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use futures::future::join_all;
+use roomlog_bus::{
+    commit::{Cause, Payload, StreamId},
+    ids::{ClientId, ConsumerId, Epoch, MediaEpoch, ProducerId, RoomId, Version},
+    journal::{AppendError, read_all},
+    log::Draft,
+    media::{MediaAnswer, MediaCommand, MediaError, MediaNotification, TransportState},
+    rpc::{EaAnswer, EaRequest, RpcError, ask},
+    subject::Subject,
+    token::Claims,
+};
+use roomlog_projections::room::RoomState;
+use serde_json::{Value, json};
+use tokio::{
+    sync::{mpsc, oneshot},
+    task::JoinSet,
+};
+
+use crate::{
+    Shared,
+    decide::{Assignment, Command, ConsumerMade, Facts, Refusal, WantedConsumer, decide, owns},
+    notify::{Told, fold_and_tell, new_consumer, peers},
+    protoo,
+    requests::{self, Answer, Plan},
+    select::room_best,
+    session::{FINAL, RESTART, Seen, Session, Socket},
+};
+
+/// How often a commit is decided anew after somebody else appended first. Each try is against a newer state; an owner has few rivals.
+const COMMIT_TRIES: usize = 8;
+/// How many EAs are tried for a room before its first client is told that there is no media.
+const EA_TRIES: usize = 3;
+/// A room that found no EA to move to looks again after this.
+const MOVE_AGAIN: Duration = Duration::from_secs(1);
+
+/// A consumer that the worker could not make just now is asked for again after this.
+const CONSUME_AGAIN: Duration = Duration::from_secs(1);
+
+/// What a client is told when it has been let in.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Entered {
+    /// Who it is.
+    pub client: ClientId,
+    /// The room's version then.
+    pub version: Version,
+    /// The room's media epoch and where it lives.
+    pub media: Value,
+    /// For a resume: what it missed, or the whole state.
+    pub missed: Option<Value>,
+}
+
+/// How a socket ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Ended {
+    /// The client closed it on purpose: it has left.
+    Left,
+    /// It broke: the client may resume.
+    Broken,
+}
+
+/// What a room is told.
+#[allow(missing_docs, reason = "each variant says it; its fields are named after what they hold")]
+pub enum RoomMessage {
+    /// A client with a good token.
+    Admit {
+        claims: Box<Claims>,
+        expired: bool,
+        resume_key_hash: String,
+        socket: Socket,
+        reply: oneshot::Sender<Result<Entered, Refusal>>,
+    },
+    /// A client that is back.
+    Resume {
+        client: ClientId,
+        resume_key_hash: String,
+        since: u64,
+        socket: Socket,
+        reply: oneshot::Sender<Result<Entered, Refusal>>,
+    },
+    /// A frame of an admitted client.
+    Frame { client: ClientId, socket: u64, frame: protoo::Incoming },
+    /// A socket is gone.
+    SocketEnded { client: ClientId, socket: u64, ended: Ended },
+    /// Put a client out.
+    Remove { client: ClientId, reason: String, reply: oneshot::Sender<Result<Version, Refusal>> },
+    /// Delete the room.
+    Delete { reason: String, reply: oneshot::Sender<Result<Version, Refusal>> },
+    /// Show the fold.
+    State { reply: oneshot::Sender<(Version, Value)> },
+    /// A worker found something out.
+    Notification { media_epoch: MediaEpoch, notification: MediaNotification },
+    /// A node changed: does the room's worker still live?
+    CheckPlacement,
+}
+
+/// What came of work that was under way outside the task.
+enum Done {
+    Request { client: ClientId, request: u64, plan: Box<Plan>, media: Option<Result<MediaAnswer, Refusal>> },
+    Consumers { wanted: Vec<WantedConsumer>, outcomes: Vec<Option<Result<ConsumerMade, String>>> },
+    Inventory { connected: Vec<roomlog_bus::ids::TransportId>, failed: Vec<roomlog_bus::ids::TransportId> },
+}
+
+/// The task of one room.
+pub(crate) struct Room {
+    shared: Arc<Shared>,
+    id: RoomId,
+    stream: StreamId,
+    state: RoomState,
+    sessions: BTreeMap<ClientId, Session>,
+    work: JoinSet<Done>,
+    /// Consumers being made: not to be asked for twice.
+    making: BTreeSet<(ClientId, ProducerId)>,
+    /// Those of them that the worker could not make just now, and when to ask again.
+    failed: Vec<(ClientId, ProducerId)>,
+    consume_again: Option<Instant>,
+    /// Last scores the worker told, by consumer.
+    scores: BTreeMap<ConsumerId, Value>,
+    /// The worker is gone and no other was found yet: when to look again.
+    move_again: Option<Instant>,
+    next_inventory: Instant,
+    /// Set when another EC owns the room.
+    lost: bool,
+}
+
+impl Room {
+    /// A room that has read nothing yet.
+    pub(crate) fn new(shared: Arc<Shared>, id: RoomId) -> Self {
+        let next_inventory = Instant::now() + shared.settings.inventory_every;
+        Self {
+            stream: StreamId::from(&id),
+            shared,
+            id,
+            state: RoomState::default(),
+            sessions: BTreeMap::new(),
+            work: JoinSet::new(),
+            making: BTreeSet::new(),
+            failed: Vec::new(),
+            consume_again: None,
+            scores: BTreeMap::new(),
+            move_again: None,
+            next_inventory,
+            lost: false,
+        }
+    }
+
+    /// Runs until the room is empty, deleted or another's.
+    pub(crate) async fn run(mut self, mut inbox: mpsc::Receiver<RoomMessage>) {
+        if let Err(refusal) = self.take_on().await {
+            tracing::debug!(room = %self.id, %refusal, "room not taken on");
+        }
+        loop {
+            if self.idle() && self.shared.rooms.retire(&self.id, &mut inbox) {
+                break;
+            }
+            let wake = self.next_deadline();
+            tokio::select! {
+                biased;
+                Some(done) = self.work.join_next(), if !self.work.is_empty() => match done {
+                    Ok(done) => self.finish(done).await,
+                    Err(error) => tracing::error!(room = %self.id, %error, "work of a room broke off"),
+                },
+                message = inbox.recv() => match message {
+                    Some(message) => self.handle(message).await,
+                    None => break,
+                },
+                () = tokio::time::sleep_until(wake.into()) => self.on_time().await,
+            }
+            self.follow_up().await;
+        }
+        for (ea, _) in std::mem::take(&mut self.state.placements) {
+            self.shared.eas.released(&ea, &self.id);
+        }
+        for (_, mut session) in std::mem::take(&mut self.sessions) {
+            // Whoever is still here has not left: the room is another's now, or this node stops.
+            if self.lost { session.close(FINAL, "moved") } else { session.close(RESTART, "restarting") }
+        }
+    }
+
+    /// Reads the stream and, if an earlier start of this EC owned the room, takes it over.
+    async fn take_on(&mut self) -> Result<(), Refusal> {
+        self.catch_up().await?;
+        for ea in self.state.placements.keys() {
+            self.shared.eas.holds(ea, &self.id);
+        }
+        let facts = self.facts();
+        if self.state.info.is_some() && !self.state.deleted && !owns(&self.state, &facts) {
+            self.commit(Command::Place { reason: "ec-restarted".into() }, facts, Cause::of("recovery"))
+                .await?;
+        }
+        self.check_placement().await;
+        Ok(())
+    }
+
+    /// Nobody is here and nothing is under way.
+    fn idle(&self) -> bool {
+        self.work.is_empty()
+            && (self.lost || self.state.clients.is_empty())
+            && self.sessions.values().all(|s| !s.connected() || self.lost)
+    }
+
+    fn facts(&self) -> Facts {
+        Facts {
+            now: self.shared.log.env().now(),
+            ec: self.shared.settings.id.clone(),
+            incarnation: self.shared.log.writer().incarnation,
+            resume_ms: self.shared.settings.resume.as_millis() as u64,
+            max_clients: self.shared.settings.max_clients,
+            assignment: None,
+            consumer_type: None,
+            consumers: Vec::new(),
+        }
+    }
+
+    // ---- the log -----------------------------------------------------------------------------------------------------------
+
+    /// Decides, appends, folds and tells; decides again when somebody else was first.
+    async fn commit(&mut self, command: Command, facts: Facts, cause: Cause) -> Result<(), Refusal> {
+        for _ in 0..COMMIT_TRIES {
+            let events = decide(&self.state, &command, &facts)?;
+            if events.is_empty() {
+                return Ok(());
+            }
+            let epoch = events
+                .iter()
+                .find_map(|e| {
+                    if let roomlog_bus::events::Event::RoomPlaced(p) = e { Some(p.epoch) } else { None }
+                })
+                .unwrap_or_else(|| self.state.epoch());
+            let draft = Draft {
+                epoch,
+                cause: cause.clone(),
+                command: Payload::encode(&command),
+                facts: Payload::encode(&facts),
+            };
+            match self.shared.log.append(self.stream.clone(), self.state.head, draft, &events).await {
+                Ok(commit) => {
+                    self.fold(&commit)?;
+                    return Ok(());
+                }
+                Err(AppendError::Conflict { .. }) => {
+                    self.catch_up().await?;
+                    if !owns(&self.state, &facts) && !matches!(command, Command::Place { .. }) {
+                        self.lost = true;
+                        return Err(Refusal::WrongHost);
+                    }
+                }
+                Err(AppendError::Unknown { .. }) => {
+                    self.catch_up().await?;
+                    return Err(Refusal::Retry("the log did not answer in time".into()));
+                }
+                Err(AppendError::Invalid { reason, .. }) => return Err(Refusal::BadRequest(reason)),
+                Err(AppendError::Unavailable { reason }) => return Err(Refusal::Retry(reason)),
+            }
+        }
+        Err(Refusal::Retry("too many others write to this room".into()))
+    }
+
+    /// Folds what others have appended.
+    async fn catch_up(&mut self) -> Result<(), Refusal> {
+        let next = self.state.version().next();
+        let commits = read_all(self.shared.log.journal().as_ref(), &self.stream, next)
+            .await
+            .map_err(|error| Refusal::Retry(error.to_string()))?;
+        for commit in commits {
+            self.fold(&commit)?;
+        }
+        Ok(())
+    }
+
+    fn fold(&mut self, commit: &roomlog_bus::commit::Commit) -> Result<(), Refusal> {
+        let before: Vec<_> = self.state.placements.keys().cloned().collect();
+        let told = fold_and_tell(&mut self.state, commit).map_err(|error| {
+            tracing::error!(room = %self.id, %error, "a commit does not fold");
+            Refusal::Retry(error.to_string())
+        })?;
+        for ea in before.iter().filter(|ea| !self.state.placements.contains_key(ea)) {
+            self.shared.eas.released(ea, &self.id);
+        }
+        for ea in self.state.placements.keys().filter(|ea| !before.contains(ea)) {
+            self.shared.eas.holds(ea, &self.id);
+        }
+        let known = &self.state.consumers;
+        self.scores.retain(|id, _| known.contains_key(id));
+        self.tell(told);
+        Ok(())
+    }
+
+    fn tell(&mut self, told: Vec<Told>) {
+        for told in told {
+            match told {
+                Told::Notification { client, method, data } => {
+                    if let Some(session) = self.sessions.get_mut(&client) {
+                        session.send(protoo::notification(method, &data));
+                    }
+                }
+                Told::NewConsumer { client, consumer } => self.ask_consumer(&client, &consumer),
+                Told::Out { client, reason } => {
+                    if let Some(mut session) = self.sessions.remove(&client) {
+                        session.close(FINAL, if reason == "room-deleted" { "room closed" } else { &reason });
+                    }
+                }
+            }
+        }
+    }
+
+    fn ask_consumer(&mut self, client: &ClientId, consumer: &ConsumerId) {
+        if let (Some(session), Some(data)) =
+            (self.sessions.get_mut(client), new_consumer(&self.state, consumer))
+        {
+            session.ask_consumer(consumer.clone(), &data, Instant::now());
+        }
+    }
+
+    // ---- what comes in -----------------------------------------------------------------------------------------------------
+
+    async fn handle(&mut self, message: RoomMessage) {
+        match message {
+            RoomMessage::Admit { claims, expired, resume_key_hash, socket, reply } => {
+                let entered = self.admit(*claims, expired, resume_key_hash, socket).await;
+                let _ = reply.send(entered);
+            }
+            RoomMessage::Resume { client, resume_key_hash, since, socket, reply } => {
+                let entered = self.resume(&client, &resume_key_hash, since, socket).await;
+                let resumed = entered.is_ok();
+                let _ = reply.send(entered);
+                if resumed {
+                    self.ask_again(&client);
+                }
+            }
+            RoomMessage::Frame { client, socket, frame } => {
+                if self.sessions.get(&client).is_some_and(|s| s.is_socket(socket)) {
+                    self.frame(client, frame).await;
+                }
+            }
+            RoomMessage::SocketEnded { client, socket, ended } => {
+                let Some(session) = self.sessions.get_mut(&client).filter(|s| s.is_socket(socket)) else {
+                    return;
+                };
+                session.detach();
+                let command = match ended {
+                    Ended::Left => Command::Leave { client: client.clone(), reason: "left".into() },
+                    Ended::Broken => {
+                        Command::Disconnect { client: client.clone(), reason: "socket broken".into() }
+                    }
+                };
+                self.commit_or_retry(command, "socket").await;
+            }
+            RoomMessage::Remove { client, reason, reply } => {
+                let removed = if self.state.clients.contains_key(&client) {
+                    self.commit(Command::Leave { client, reason }, self.facts(), Cause::of("http")).await
+                } else {
+                    Err(Refusal::NoClient(client))
+                };
+                let _ = reply.send(removed.map(|()| self.state.version()));
+            }
+            RoomMessage::Delete { reason, reply } => {
+                let deleted = self.commit(Command::Delete { reason }, self.facts(), Cause::of("http")).await;
+                let _ = reply.send(deleted.map(|()| self.state.version()));
+            }
+            RoomMessage::State { reply } => {
+                let _ = reply.send((self.state.version(), self.state.to_json()));
+            }
+            RoomMessage::Notification { media_epoch, notification } => {
+                if media_epoch == self.state.media_epoch {
+                    self.notified(notification).await;
+                }
+            }
+            RoomMessage::CheckPlacement => self.check_placement().await,
+        }
+    }
+
+    /// Commits something that nobody waits for. If the log takes nothing now, the timers and the inventory come back to it.
+    async fn commit_or_retry(&mut self, command: Command, cause: &str) {
+        if let Err(refusal) = self.commit(command.clone(), self.facts(), Cause::of(cause)).await {
+            tracing::debug!(room = %self.id, ?command, %refusal, "not committed");
+        }
+    }
+
+    // ---- time --------------------------------------------------------------------------------------------------------------
+
+    fn next_deadline(&self) -> Instant {
+        let now = self.shared.log.env().now();
+        let resume = self
+            .state
+            .clients
+            .values()
+            .filter_map(|c| c.resume_until)
+            .min()
+            // A millisecond more, since the log's clock counts in microseconds and the deadline must have passed.
+            .map(|until| Instant::now() + Duration::from_millis(until.millis_since(now) + 1));
+        let ask = self
+            .sessions
+            .values()
+            .filter_map(Session::oldest_ask)
+            .min()
+            .map(|at| at + self.shared.settings.accept_timeout);
+        [resume, ask, self.move_again, self.consume_again]
+            .into_iter()
+            .flatten()
+            .fold(self.next_inventory, Instant::min)
+    }
+
+    async fn on_time(&mut self) {
+        let now = self.shared.log.env().now();
+        let due: Vec<ClientId> = self
+            .state
+            .clients
+            .iter()
+            .filter(|(_, c)| c.resume_until.is_some_and(|until| until <= now))
+            .map(|(id, _)| id.clone())
+            .collect();
+        if !due.is_empty() {
+            let expired =
+                self.commit(Command::Expire { clients: due }, self.facts(), Cause::of("timer")).await;
+            if let Err(refusal) = expired {
+                tracing::warn!(room = %self.id, %refusal, "clients whose time ran out are not gone yet");
+                tokio::time::sleep(MOVE_AGAIN).await;
+            }
+        }
+        let Some(before) = Instant::now().checked_sub(self.shared.settings.accept_timeout) else { return };
+        let late: Vec<(ClientId, ConsumerId)> = self
+            .sessions
+            .iter_mut()
+            .flat_map(|(client, session)| {
+                session.overdue(before).into_iter().map(|c| (client.clone(), c)).collect::<Vec<_>>()
+            })
+            .collect();
+        for (client, consumer) in late {
+            self.refused(client, consumer, "no answer".into()).await;
+        }
+        if self.move_again.is_some_and(|at| at <= Instant::now()) {
+            self.check_placement().await;
+        }
+        if self.consume_again.is_some_and(|at| at <= Instant::now()) {
+            self.consume_again = None;
+            for key in std::mem::take(&mut self.failed) {
+                self.making.remove(&key);
+            }
+        }
+        if self.next_inventory <= Instant::now() {
+            self.next_inventory = Instant::now() + self.shared.settings.inventory_every;
+            self.compare_inventory();
+        }
+    }
+}
