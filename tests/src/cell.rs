@@ -1,6 +1,10 @@
 //! A cell in this process: NUVE, one EC and several EAs on one bus and one journal, as `roomlog up` has them, with real SFU workers.
 
-use std::{net::SocketAddr, sync::Arc, time::Duration};
+use std::{
+    net::SocketAddr,
+    sync::{Arc, atomic::AtomicBool},
+    time::Duration,
+};
 
 use anyhow::{Context, bail};
 use roomlog_bus::{
@@ -24,6 +28,7 @@ use tempfile::TempDir;
 use tokio::task::JoinHandle;
 
 use crate::{
+    gate::Gate,
     http,
     peer::{Peer, Policy},
     roomlog_bin,
@@ -58,6 +63,8 @@ pub struct Cell {
     pub bus: Arc<dyn Bus>,
     /// The journal.
     pub journal: Arc<dyn Journal>,
+    /// While this is set the journal takes no appends.
+    pub log_shut: Arc<AtomicBool>,
     /// A view that follows it.
     pub directory: LiveDirectory,
     /// The EC.
@@ -75,7 +82,9 @@ impl Cell {
     pub async fn start(shape: Shape) -> anyhow::Result<Self> {
         let data = tempfile::tempdir()?;
         let (sled, _) = SledJournal::open(data.path().join("log"), Default::default())?;
-        let journal: Arc<dyn Journal> = Arc::new(sled.clone());
+        let log_shut = Arc::new(AtomicBool::new(false));
+        let journal: Arc<dyn Journal> =
+            Arc::new(Gate { inner: Arc::new(sled.clone()), shut: log_shut.clone() });
         let bus: Arc<dyn Bus> = Arc::new(MemoryBus::new());
         let env = Env::system();
         let directory = LiveDirectory::start(journal.clone()).await?;
@@ -123,7 +132,7 @@ impl Cell {
         tokio::time::sleep(Duration::from_millis(1_200)).await;
         let demo = http::call_ok(&origin, "GET", "/v1/demo", None, None).await?;
         let key = demo["publishableKey"].as_str().context("no demo key")?.to_owned();
-        Ok(Self { origin, key, bus, journal, directory, ec, eas, nuve, server, sled, _data: data })
+        Ok(Self { origin, key, bus, journal, log_shut, directory, ec, eas, nuve, server, sled, _data: data })
     }
 
     /// A token for `user` in the room called `name`.

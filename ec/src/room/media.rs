@@ -164,12 +164,15 @@ impl Room {
                     .await
                 {
                     tracing::warn!(room = %self.id, %refusal, "media not moved");
-                    self.move_again = Some(Instant::now() + MOVE_AGAIN);
+                    if !self.state.placements.contains_key(&assignment.placement.ea) {
+                        self.shared.eas.released(&assignment.placement.ea, &self.id);
+                    }
+                    self.move_again = Some(Instant::now() + TRY_AGAIN);
                 }
             }
             None => {
                 tracing::warn!(room = %self.id, reason, "no EA can take over the room's media; looking again soon");
-                self.move_again = Some(Instant::now() + MOVE_AGAIN);
+                self.move_again = Some(Instant::now() + TRY_AGAIN);
             }
         }
     }

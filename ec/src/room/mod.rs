@@ -46,8 +46,8 @@ use crate::{
 const COMMIT_TRIES: usize = 8;
 /// How many EAs are tried for a room before its first client is told that there is no media.
 const EA_TRIES: usize = 3;
-/// A room that found no EA to move to looks again after this.
-const MOVE_AGAIN: Duration = Duration::from_secs(1);
+/// What could not be done (no EA to move to, a log that takes nothing) is tried again after this.
+const TRY_AGAIN: Duration = Duration::from_secs(1);
 
 /// A consumer that the worker could not make just now is asked for again after this.
 const CONSUME_AGAIN: Duration = Duration::from_secs(1);
@@ -134,6 +134,8 @@ pub(crate) struct Room {
     /// The worker is gone and no other was found yet: when to look again.
     move_again: Option<Instant>,
     next_inventory: Instant,
+    /// The log did not take something that nobody waits for: when what is left undone is looked for.
+    settle_again: Option<Instant>,
     /// Set when another EC owns the room.
     lost: bool,
 }
@@ -154,6 +156,7 @@ impl Room {
             consume_again: None,
             scores: BTreeMap::new(),
             move_again: None,
+            settle_again: None,
             next_inventory,
             lost: false,
         }
@@ -161,8 +164,13 @@ impl Room {
 
     /// Runs until the room is empty, deleted or another's.
     pub(crate) async fn run(mut self, mut inbox: mpsc::Receiver<RoomMessage>) {
-        if let Err(refusal) = self.take_on().await {
-            tracing::debug!(room = %self.id, %refusal, "room not taken on");
+        while let Err(refusal) = self.take_on().await {
+            tracing::warn!(room = %self.id, %refusal, "room not taken on");
+            if !matches!(refusal, Refusal::Retry(_)) || inbox.is_closed() {
+                break;
+            }
+            // Without the log nothing can be said of the room, not even that it is not there: whoever asks waits.
+            tokio::time::sleep(TRY_AGAIN).await;
         }
         loop {
             if self.idle() && self.shared.rooms.retire(&self.id, &mut inbox) {
@@ -385,10 +393,41 @@ impl Room {
         }
     }
 
-    /// Commits something that nobody waits for. If the log takes nothing now, the timers and the inventory come back to it.
+    /// Commits something that nobody waits for. If the log takes nothing now, [`Self::settle`] and the inventory come back to it.
     async fn commit_or_retry(&mut self, command: Command, cause: &str) {
         if let Err(refusal) = self.commit(command.clone(), self.facts(), Cause::of(cause)).await {
             tracing::debug!(room = %self.id, ?command, %refusal, "not committed");
+            if matches!(refusal, Refusal::Retry(_)) {
+                self.settle_again = Some(Instant::now() + TRY_AGAIN);
+            }
+        }
+    }
+
+    /// What the log did not take when it happened: clients without a socket that are not known to be away, and those whose time ran out.
+    async fn settle(&mut self) {
+        self.settle_again = None;
+        let without: Vec<ClientId> = self
+            .state
+            .clients
+            .iter()
+            .filter(|(id, c)| {
+                c.resume_until.is_none() && !self.sessions.get(*id).is_some_and(Session::connected)
+            })
+            .map(|(id, _)| id.clone())
+            .collect();
+        for client in without {
+            self.commit_or_retry(Command::Disconnect { client, reason: "socket gone".into() }, "timer").await;
+        }
+        let now = self.shared.log.env().now();
+        let due: Vec<ClientId> = self
+            .state
+            .clients
+            .iter()
+            .filter(|(_, c)| c.resume_until.is_some_and(|until| until <= now))
+            .map(|(id, _)| id.clone())
+            .collect();
+        if !due.is_empty() {
+            self.commit_or_retry(Command::Expire { clients: due }, "timer").await;
         }
     }
 
@@ -403,35 +442,24 @@ impl Room {
             .filter_map(|c| c.resume_until)
             .min()
             // A millisecond more, since the log's clock counts in microseconds and the deadline must have passed.
-            .map(|until| Instant::now() + Duration::from_millis(until.millis_since(now) + 1));
+            .map(|until| Instant::now() + Duration::from_millis(until.millis_since(now) + 1))
+            // A log that took nothing a moment ago is not asked without a pause.
+            .map(|due| self.settle_again.map_or(due, |again| due.max(again)));
         let ask = self
             .sessions
             .values()
             .filter_map(Session::oldest_ask)
             .min()
             .map(|at| at + self.shared.settings.accept_timeout);
-        [resume, ask, self.move_again, self.consume_again]
+        [resume, ask, self.move_again, self.consume_again, self.settle_again]
             .into_iter()
             .flatten()
             .fold(self.next_inventory, Instant::min)
     }
 
     async fn on_time(&mut self) {
-        let now = self.shared.log.env().now();
-        let due: Vec<ClientId> = self
-            .state
-            .clients
-            .iter()
-            .filter(|(_, c)| c.resume_until.is_some_and(|until| until <= now))
-            .map(|(id, _)| id.clone())
-            .collect();
-        if !due.is_empty() {
-            let expired =
-                self.commit(Command::Expire { clients: due }, self.facts(), Cause::of("timer")).await;
-            if let Err(refusal) = expired {
-                tracing::warn!(room = %self.id, %refusal, "clients whose time ran out are not gone yet");
-                tokio::time::sleep(MOVE_AGAIN).await;
-            }
+        if self.settle_again.is_none_or(|at| at <= Instant::now()) {
+            self.settle().await;
         }
         let Some(before) = Instant::now().checked_sub(self.shared.settings.accept_timeout) else { return };
         let late: Vec<(ClientId, ConsumerId)> = self
