@@ -11,7 +11,8 @@ impl Room {
         socket: Socket,
     ) -> Result<Entered, Refusal> {
         let client = claims.client.clone();
-        if self.state.admitted_by(&claims.jti).is_some() {
+        // Asked of the client, not of the tokens used: those are forgotten once they have ended.
+        if self.state.clients.get(&client).is_some_and(|living| living.token == claims.jti) {
             self.commit(Command::Reattach { client: client.clone() }, self.facts(), Cause::of("request"))
                 .await?;
             let session = self.sessions.entry(client.clone()).or_default();
