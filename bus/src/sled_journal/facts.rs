@@ -30,6 +30,18 @@ struct OnDisk {
     format: u32,
     journal: uuid::Uuid,
     partitions: u16,
+    /// Of the other three. Every checksum in the folder begins with the journal's id: with a wrong one, nothing would be believed.
+    checksum: u32,
+}
+
+impl OnDisk {
+    fn sum(&self) -> u32 {
+        let mut hasher = crc32fast::Hasher::new();
+        hasher.update(&self.format.to_be_bytes());
+        hasher.update(self.journal.as_bytes());
+        hasher.update(&self.partitions.to_be_bytes());
+        hasher.finalize()
+    }
 }
 
 fn path(directory: &Path) -> PathBuf {
@@ -50,6 +62,10 @@ impl Facts {
         if facts.format != FORMAT {
             return Err(OpenError::Format { path, found: facts.format, known: FORMAT });
         }
+        if facts.checksum != facts.sum() {
+            let reason = format!("its checksum is {}, {} was written", facts.sum(), facts.checksum);
+            return Err(OpenError::Facts { path, reason });
+        }
         if facts.partitions == 0 {
             return Err(OpenError::Facts { path, reason: "a journal has at least 1 partition".into() });
         }
@@ -65,8 +81,9 @@ impl Facts {
             .try_fill_bytes(&mut random)
             .map_err(|error| OpenError::Facts { path: path.clone(), reason: error.to_string() })?;
         let journal = uuid::Builder::from_random_bytes(random).into_uuid();
-        let facts = OnDisk { format: FORMAT, journal, partitions: partitions.max(1) };
-        let text = serde_json::to_vec_pretty(&facts).expect("three plain fields");
+        let mut facts = OnDisk { format: FORMAT, journal, partitions: partitions.max(1), checksum: 0 };
+        facts.checksum = facts.sum();
+        let text = serde_json::to_vec_pretty(&facts).expect("four plain fields");
         files::write_whole(&path, &text)
             .map_err(|error| OpenError::io("write the journal's facts to", &path, error))?;
         Ok(Self { id: JournalId(*journal.as_bytes()), partitions: facts.partitions })

@@ -253,10 +253,12 @@ pub(super) fn before_path(segments: &Path, number: u32) -> PathBuf {
     segments.join(format!("{number:06}.before"))
 }
 
-/// Copies `log`; the copy appears only when it is whole. Not synced: it protects against sled, and the log itself is still there.
+/// Copies `log`; the copy appears only when it is whole and on disk. The next start believes a copy it finds, so after a power cut a name
+/// without its bytes would pass for all there was.
 pub(super) fn copy_before(log: &Path, before: &Path) -> io::Result<()> {
     let beside = before.with_extension("copying");
     fs::copy(log, &beside)?;
+    File::open(&beside)?.sync_all()?;
     fs::rename(&beside, before)
 }
 

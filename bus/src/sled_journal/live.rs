@@ -3,7 +3,7 @@
 //! ```text
 //!  segments/000007/db      sled's log, the blocks in it
 //!  segments/000007/conf    sled's own settings
-//!  segments/000007/snap.*  sled's shortcut for recovery
+//!  segments/000007/snap.*  sled's shortcut for recovery, which is not used
 //! ```
 //! Two things about sled 0.34 shape this file.
 //!
@@ -16,7 +16,7 @@
 //! sled ever behaved otherwise, only the size on disk would tell.
 
 use std::{
-    fs::File,
+    fs::{self, File},
     io,
     path::{Path, PathBuf},
     sync::{PoisonError, RwLock},
@@ -79,6 +79,7 @@ impl LiveSegment {
     /// Opens `directory`, making it if it is not there; everything made is durable on return.
     pub(super) fn open(directory: &Path, number: u32, settings: &JournalSettings) -> Result<Self, LiveError> {
         files::create_directory(directory).map_err(failed("make its directory"))?;
+        remove_shortcuts(directory).map_err(failed("remove sled's shortcuts for recovery"))?;
         let config = sled::Config::new()
             .path(directory)
             .segment_size(SLED_SEGMENT_BYTES)
@@ -209,10 +210,31 @@ impl LiveSegment {
             if let Err(error) = db.flush() {
                 tracing::warn!(segment = self.number, %error, "sled did not flush at its close; every acknowledged commit was synced before");
             }
-            drop(db);
+            // sled unwraps the sync it ends with. On a thread of its own that costs a broken disk's process nothing more.
+            let dropped = std::thread::Builder::new().name("sled-close".into()).spawn(move || drop(db));
+            if let Ok(Err(panic)) = dropped.map(std::thread::JoinHandle::join) {
+                let reason = panic_text(&panic);
+                tracing::warn!(
+                    segment = self.number,
+                    reason,
+                    "sled did not sync at its close; every acknowledged commit was synced before"
+                );
+            }
         }
         then()
     }
+}
+
+/// sled takes the shortcut with the highest name, a half-written one too (`snap.….generating`), and refuses to open if it does not read.
+/// The log says all that is in them, so it recovers without.
+fn remove_shortcuts(directory: &Path) -> io::Result<()> {
+    for entry in fs::read_dir(directory)? {
+        let entry = entry?;
+        if entry.file_name().to_string_lossy().starts_with("snap.") {
+            fs::remove_file(entry.path())?;
+        }
+    }
+    Ok(())
 }
 
 fn panic_text(panic: &(dyn std::any::Any + Send)) -> &str {

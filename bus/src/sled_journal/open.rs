@@ -282,8 +282,7 @@ impl Known {
         reason: String,
         end: Option<u64>,
     ) -> Result<(), OpenError> {
-        let heads = self.index.streams.iter().map(|(stream, state)| (stream.clone(), state.head)).collect();
-        let kept = keep::keep(directory, &self.segments, &self.facts.id, number, log, heads, self.next, end)?;
+        let kept = self.keep(directory, number, log, end)?;
         self.found(Finding::SetAside {
             segment: number,
             moved_to: kept.moved_to,
@@ -292,6 +291,18 @@ impl Known {
         });
         self.adopt(kept.segment);
         Ok(())
+    }
+
+    /// The files' part of [`Self::set_aside`].
+    fn keep(
+        &self,
+        directory: &Path,
+        number: u32,
+        log: &Path,
+        end: Option<u64>,
+    ) -> Result<keep::Kept, OpenError> {
+        let heads = self.index.streams.iter().map(|(stream, state)| (stream.clone(), state.head)).collect();
+        keep::keep(directory, &self.segments, &self.facts.id, number, log, heads, self.next, end)
     }
 
     /// As [`Self::set_aside`], in memory only.
@@ -355,6 +366,15 @@ impl Known {
         self.index.segments.insert(number, Segment::Closed(Arc::new(closed)));
     }
 
+    /// Takes note that the log of the newest segment is not there; says whether there had been anything in it.
+    pub(super) fn lost_live(&mut self, number: u32, mark: Option<Mark>) -> bool {
+        let Some(mark) = mark else { return false };
+        let reason = format!("the files of segment {number:06} are gone");
+        self.found(Finding::Hole { first: self.next, last: mark.last.sequence, reason });
+        self.next = mark.last.sequence + 1;
+        true
+    }
+
     /// Takes in the newest segment. None if it is no live one (any more) and a new one is to be begun.
     fn newest(
         &mut self,
@@ -387,14 +407,7 @@ impl Known {
         let log = path.join("db");
         let before = keep::before_path(&self.segments, number);
         if !log.is_file() && !before.is_file() {
-            if let Some(mark) = mark {
-                let first = self.next;
-                let reason = format!("the files of segment {number:06} are gone");
-                self.found(Finding::Hole { first, last: mark.last.sequence, reason });
-                self.next = mark.last.sequence + 1;
-                return Ok(None);
-            }
-            if !path.is_dir() {
+            if self.lost_live(number, mark) || !path.is_dir() {
                 return Ok(None);
             }
         }
@@ -420,7 +433,14 @@ impl Known {
             },
         };
         let end = mark.map(|mark| mark.last.sequence + 1);
-        self.set_aside(directory, number, &before, wrong.unwrap_or_default(), end)?;
+        if marked == 0 && scan.blocks.is_empty() && scan.broken.is_empty() {
+            // It was still being made: sled does not always take up again what it began. Nobody was answered out of it.
+            let kept = self.keep(directory, number, &before, end)?;
+            self.found(Finding::TornTail { segment: number, commits: 0 });
+            self.adopt(kept.segment);
+        } else {
+            self.set_aside(directory, number, &before, wrong.unwrap_or_default(), end)?;
+        }
         keep::remove_before(&before).map_err(|error| OpenError::io("remove the copy", &before, error))?;
         Ok(None)
     }

@@ -55,12 +55,16 @@ fn live(known: &mut Known, number: u32) -> Result<(), OpenError> {
     let id = known.facts.id;
     let log = closed::directory_path(&known.segments, number).join("db");
     let failed = |error| OpenError::io("read", &log, error);
+    let mark = Mark::read(&known.segments, number, &id);
     let file = match File::open(&log) {
         Ok(file) => file,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            known.lost_live(number, mark);
+            return Ok(());
+        }
         Err(error) => return Err(failed(error)),
     };
-    let marked = Mark::read(&known.segments, number, &id).map_or(0, |mark| mark.blocks);
+    let marked = mark.map_or(0, |mark| mark.blocks);
     for _ in 0..SCANS {
         let scan = scan::scan(&file, &id, number).map_err(failed)?;
         let whole = scan.whole_groups();

@@ -364,8 +364,16 @@ impl CloseSegment {
             broken: Vec::new(),
         };
         file.sync_all().map_err(|e| text(&e))?;
-        closed::write_manifest(&self.segments, id, &summary, &described.tables).map_err(|e| text(&e))?;
-        Ok(ClosedSegment::scanned(&self.segments, number, *id, summary, Default::default()).with_manifest())
+        let written = closed::write_manifest(&self.segments, id, &summary, &described.tables);
+        let closed = ClosedSegment::scanned(&self.segments, number, *id, summary, described.tables);
+        // Without a manifest its tables stay in memory, and the next start makes it anew.
+        Ok(match written {
+            Ok(()) => closed.with_manifest(),
+            Err(error) => {
+                tracing::warn!(segment = number, %error, "the manifest of a full segment could not be written; it is made anew at the next start");
+                closed
+            }
+        })
     }
 }
 
