@@ -68,7 +68,9 @@ pub async fn run(settings: Settings) -> anyhow::Result<()> {
 
     let ids = NodeIds::load_or_make(&data, &env)?;
     let republishing = tokio::spawn(republish(journal.clone(), bus.clone(), journal.tail().await?));
-    let directory = LiveDirectory::start(journal.clone()).await.context("cannot read the log")?;
+    let directory = LiveDirectory::start_with_checkpoint(journal.clone(), data.join("checkpoint"))
+        .await
+        .context("cannot read the log")?;
 
     let nuve = roomlog_nuve::start(
         nuve_settings(&settings, &ids, &data),
@@ -79,9 +81,10 @@ pub async fn run(settings: Settings) -> anyhow::Result<()> {
     )
     .await
     .context("NUVE did not start")?;
-    let ec = Ec::start(ec_settings(&settings, &ids), bus.clone(), journal.clone(), directory, env.clone())
-        .await
-        .context("EC did not start")?;
+    let ec =
+        Ec::start(ec_settings(&settings, &ids), bus.clone(), journal.clone(), directory.clone(), env.clone())
+            .await
+            .context("EC did not start")?;
     let ea_settings = ea_settings(&settings, &ids, reached)?;
     let ea = roomlog_ea::start(ea_settings, bus, journal, env).await.context("EA did not start")?;
 
@@ -125,6 +128,7 @@ pub async fn run(settings: Settings) -> anyhow::Result<()> {
     nuve.stop().await;
     serving.await?.context("the HTTP server failed")?;
     republishing.abort();
+    directory.checkpoint().await;
     sled.close().await;
     Ok(())
 }

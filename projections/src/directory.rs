@@ -2,25 +2,28 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    path::{Path, PathBuf},
     sync::{Arc, PoisonError, RwLock, RwLockReadGuard},
     time::Duration,
 };
 
 use roomlog_bus::{
-    commit::{Commit, StreamId, StreamKind},
+    commit::{Commit, CommitId, StreamId, StreamKind},
     ids::{RoomId, ServiceId, Version},
     journal::{Cursor, Followed, Journal, ReadError, follow_again},
 };
+use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 
 use crate::{
+    checkpoint,
     node::NodeState,
     room::{FoldError, RoomState},
     service::ServiceState,
 };
 
 /// All rooms, nodes and services at one cursor.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct Directory {
     /// Rooms; deleted ones are dropped.
     pub rooms: BTreeMap<RoomId, RoomState>,
@@ -32,6 +35,18 @@ pub struct Directory {
     names: BTreeMap<(ServiceId, String), RoomId>,
     /// Rooms by service.
     by_service: BTreeMap<ServiceId, BTreeSet<RoomId>>,
+    /// Up to where the journal is folded.
+    pub(crate) cursor: Cursor,
+    /// The last commit that was folded.
+    pub(crate) last: Option<Last>,
+}
+
+/// Names a commit that is folded.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub(crate) struct Last {
+    pub(crate) stream: StreamId,
+    pub(crate) version: Version,
+    pub(crate) id: CommitId,
 }
 
 impl Directory {
@@ -43,7 +58,13 @@ impl Directory {
                 let room = RoomId::new(id).expect("a stream id is a token");
                 let state = self.rooms.entry(room.clone()).or_default();
                 let known = state.info.is_some();
-                state.apply_commit(commit)?;
+                if let Err(error) = state.apply_commit(commit) {
+                    // Nothing is known of a stream whose beginning is missing, and nothing is kept of it.
+                    if state.head.is_none() {
+                        self.rooms.remove(&room);
+                    }
+                    return Err(error);
+                }
                 if state.deleted {
                     let info = state.info.take();
                     self.rooms.remove(&room);
@@ -104,26 +125,68 @@ pub struct LiveDirectory {
     changes: Arc<watch::Sender<u64>>,
     /// Counts commits to node streams, which are rare and concern everybody.
     node_changes: Arc<watch::Sender<u64>>,
+    /// Where a checkpoint is kept, if one is.
+    checkpoint: Option<Arc<Path>>,
 }
+
+/// A checkpoint is written after this many commits: replaying them takes well under a second, and writing one for every few hundred
+/// rooms' worth of events is no load.
+const CHECKPOINT_EVERY: u64 = 20_000;
 
 impl LiveDirectory {
     /// Starts following `journal` from the beginning and returns once everything stored is folded. The task ends with the journal.
     pub async fn start(journal: Arc<dyn Journal>) -> Result<Self, ReadError> {
+        Self::start_from(journal, Directory::default(), None).await
+    }
+
+    /// As [`Self::start`], but goes on from the checkpoint at `path` where there is a good one, and keeps one there.
+    pub async fn start_with_checkpoint(journal: Arc<dyn Journal>, path: PathBuf) -> Result<Self, ReadError> {
+        let kept = checkpoint::load(&path, journal.as_ref()).await.unwrap_or_else(|error| {
+            tracing::warn!(%error, "the checkpoint is not used: the log is folded from its beginning");
+            None
+        });
+        Self::start_from(journal, kept.unwrap_or_default(), Some(path.into())).await
+    }
+
+    async fn start_from(
+        journal: Arc<dyn Journal>,
+        directory: Directory,
+        checkpoint: Option<Arc<Path>>,
+    ) -> Result<Self, ReadError> {
+        let from = directory.cursor.clone();
         let (changes, mut caught_up) = watch::channel(0);
         let live = Self {
-            inner: Arc::default(),
+            inner: Arc::new(RwLock::new(directory)),
             changes: Arc::new(changes),
             node_changes: Arc::new(watch::channel(0).0),
+            checkpoint,
         };
         let (ready, is_ready) = tokio::sync::oneshot::channel();
         let task = live.clone();
-        let follow = journal.follow(Cursor::default()).await?;
+        let follow = journal.follow(from).await?;
         tokio::spawn(async move { task.run(journal, follow, ready).await });
         is_ready.await.map_err(|_| ReadError::Unavailable {
             reason: "the journal closed while it was first read".into(),
         })?;
         caught_up.mark_unchanged();
         Ok(live)
+    }
+
+    /// Writes a checkpoint, if one is kept; called at a stop, and now and then in between.
+    pub async fn checkpoint(&self) {
+        let Some(path) = self.checkpoint.clone() else { return };
+        let live = self.clone();
+        let write = move || {
+            let bytes = checkpoint::encode(&live.read());
+            checkpoint::save(&path, &bytes).map(|()| (path, bytes.len()))
+        };
+        match tokio::task::spawn_blocking(write).await {
+            Ok(Ok((path, bytes))) => tracing::debug!(path = %path.display(), bytes, "checkpoint written"),
+            Ok(Err(error)) => {
+                tracing::warn!(%error, "no checkpoint written: the next start folds more of the log")
+            }
+            Err(error) => tracing::error!(%error, "writing a checkpoint broke off"),
+        }
     }
 
     /// Looks at it. Hold the guard briefly and never across an await.
@@ -162,16 +225,26 @@ impl LiveDirectory {
         ready: tokio::sync::oneshot::Sender<()>,
     ) {
         let mut ready = Some(ready);
-        let mut cursor = Cursor::default();
+        let mut since_checkpoint = 0;
         loop {
             match follow.next().await {
                 Some(Followed::Entry(entry)) => {
-                    let folded =
-                        self.inner.write().unwrap_or_else(PoisonError::into_inner).apply(&entry.commit);
+                    let folded = {
+                        let mut directory = self.inner.write().unwrap_or_else(PoisonError::into_inner);
+                        let folded = directory.apply(&entry.commit);
+                        directory.cursor = entry.cursor;
+                        let (stream, version) = (entry.commit.stream.clone(), entry.commit.version);
+                        directory.last = Some(Last { stream, version, id: entry.commit.id });
+                        folded
+                    };
                     if let Err(error) = folded {
                         tracing::error!(stream = %entry.commit.stream, commit = %entry.commit.id, %error, "commit not folded");
                     }
-                    cursor = entry.cursor;
+                    since_checkpoint += 1;
+                    if since_checkpoint >= CHECKPOINT_EVERY {
+                        since_checkpoint = 0;
+                        self.checkpoint().await;
+                    }
                     self.changes.send_modify(|n| *n += 1);
                     if matches!(
                         entry.commit.stream.kind(),
@@ -186,7 +259,9 @@ impl LiveDirectory {
                     }
                 }
                 Some(Followed::Broken(error)) => {
-                    follow = follow_again(journal.as_ref(), &mut cursor, error).await
+                    let mut cursor = self.read().cursor.clone();
+                    follow = follow_again(journal.as_ref(), &mut cursor, error).await;
+                    self.inner.write().unwrap_or_else(PoisonError::into_inner).cursor = cursor;
                 }
                 None => return,
             }

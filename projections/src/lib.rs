@@ -2,6 +2,7 @@
 //!
 //! Everything that has state in Roomlog gets it from here; a state nobody can fold from the log does not exist.
 
+pub mod checkpoint;
 pub mod directory;
 pub mod node;
 pub mod replay;
