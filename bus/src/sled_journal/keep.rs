@@ -177,12 +177,7 @@ pub(super) fn keep(
         copy_blocks(log, &keeping.join(KEPT), &mut intact.described.tables).map_err(failed(&keeping))?;
     files::sync_directory(&keeping).map_err(failed(&keeping))?;
 
-    let aside = directory.join(SET_ASIDE);
-    files::create_directory(&aside).map_err(failed(&aside))?;
-    let moved_to = (1..)
-        .map(|n| aside.join(format!("{number:06}-{n}")))
-        .find(|path| !path.exists())
-        .expect("numbers do not end");
+    let (aside, moved_to) = place_aside(directory, number).map_err(failed(directory))?;
     let path = closed::directory_path(segments, number);
     if path.exists() {
         fs::rename(&path, &moved_to).map_err(failed(&moved_to))?;
@@ -210,6 +205,29 @@ pub(super) fn keep(
     closed::write_manifest(segments, id, &summary, &tables).map_err(failed(segments))?;
     let segment = ClosedSegment::scanned(segments, number, *id, summary, Tables::default()).with_manifest();
     Ok(Kept { segment, moved_to, commits })
+}
+
+/// The folder of what was set aside, made if it is not there, and a place in it for segment `number`.
+fn place_aside(directory: &Path, number: u32) -> io::Result<(PathBuf, PathBuf)> {
+    let aside = directory.join(SET_ASIDE);
+    files::create_directory(&aside)?;
+    let place = (1..)
+        .map(|n| aside.join(format!("{number:06}-{n}")))
+        .find(|path| !path.exists())
+        .expect("numbers do not end");
+    Ok((aside, place))
+}
+
+/// Sets aside the directory of segment `number`, in which there is nothing to keep.
+pub(super) fn move_aside(directory: &Path, segments: &Path, number: u32) -> Result<(), OpenError> {
+    let path = closed::directory_path(segments, number);
+    let moved = || {
+        let (aside, place) = place_aside(directory, number)?;
+        fs::rename(&path, place)?;
+        files::sync_directory(&aside)?;
+        files::sync_directory(segments)
+    };
+    moved().map_err(|error| OpenError::io("set aside", &path, error))
 }
 
 /// Copies the blocks in `tables` from `log` to `kept`, durably, and says in `tables` where they are now.

@@ -92,14 +92,13 @@ impl LiveSegment {
             .map_err(failed("start a thread to open it"))?
             .join()
             .map_err(|panic| LiveError::Sled(format!("it gave up: {}", panic_text(&panic))))??;
-        let log = File::open(directory.join("db")).map_err(failed("open sled's log"))?;
-        db.flush()?;
-        log.sync_all().map_err(failed("sync sled's log"))?;
-        File::open(directory.join("conf"))
-            .and_then(|conf| conf.sync_all())
-            .map_err(failed("sync sled's settings"))?;
-        files::sync_directory(&directory.join("blobs")).map_err(failed("sync its directory"))?;
-        files::sync_directory(directory).map_err(failed("sync its directory"))?;
+        let log = match make_durable(&db, directory) {
+            Ok(log) => log,
+            Err(error) => {
+                drop_apart(db, number);
+                return Err(error);
+            }
+        };
         Ok(Self {
             number,
             directory: directory.into(),
@@ -210,16 +209,7 @@ impl LiveSegment {
             if let Err(error) = db.flush() {
                 tracing::warn!(segment = self.number, %error, "sled did not flush at its close; every acknowledged commit was synced before");
             }
-            // sled unwraps the sync it ends with. On a thread of its own that costs a broken disk's process nothing more.
-            let dropped = std::thread::Builder::new().name("sled-close".into()).spawn(move || drop(db));
-            if let Ok(Err(panic)) = dropped.map(std::thread::JoinHandle::join) {
-                let reason = panic_text(&panic);
-                tracing::warn!(
-                    segment = self.number,
-                    reason,
-                    "sled did not sync at its close; every acknowledged commit was synced before"
-                );
-            }
+            drop_apart(db, self.number);
         }
         then()
     }
@@ -235,6 +225,39 @@ fn remove_shortcuts(directory: &Path) -> io::Result<()> {
         }
     }
     Ok(())
+}
+
+impl Drop for LiveSegment {
+    /// Where opening fails halfway; else it is closed by then.
+    fn drop(&mut self) {
+        self.close(|| ());
+    }
+}
+
+/// Syncs what sled made in `directory`. Gives the log, to sync it through.
+fn make_durable(db: &sled::Db, directory: &Path) -> Result<File, LiveError> {
+    let log = File::open(directory.join("db")).map_err(failed("open sled's log"))?;
+    db.flush()?;
+    log.sync_all().map_err(failed("sync sled's log"))?;
+    File::open(directory.join("conf"))
+        .and_then(|conf| conf.sync_all())
+        .map_err(failed("sync sled's settings"))?;
+    files::sync_directory(&directory.join("blobs")).map_err(failed("sync its directory"))?;
+    files::sync_directory(directory).map_err(failed("sync its directory"))?;
+    Ok(log)
+}
+
+/// Drops sled on a thread of its own: it unwraps the sync it ends with, which on a broken disk must cost no other thread.
+fn drop_apart(db: sled::Db, segment: u32) {
+    let dropped = std::thread::Builder::new().name("sled-close".into()).spawn(move || drop(db));
+    if let Ok(Err(panic)) = dropped.map(std::thread::JoinHandle::join) {
+        let reason = panic_text(&panic);
+        tracing::warn!(
+            segment,
+            reason,
+            "sled did not sync at its close; every acknowledged commit was synced before"
+        );
+    }
 }
 
 fn panic_text(panic: &(dyn std::any::Any + Send)) -> &str {

@@ -282,7 +282,8 @@ impl Known {
         reason: String,
         end: Option<u64>,
     ) -> Result<(), OpenError> {
-        let kept = self.keep(directory, number, log, end)?;
+        let heads = self.index.streams.iter().map(|(stream, state)| (stream.clone(), state.head)).collect();
+        let kept = keep::keep(directory, &self.segments, &self.facts.id, number, log, heads, self.next, end)?;
         self.found(Finding::SetAside {
             segment: number,
             moved_to: kept.moved_to,
@@ -291,18 +292,6 @@ impl Known {
         });
         self.adopt(kept.segment);
         Ok(())
-    }
-
-    /// The files' part of [`Self::set_aside`].
-    fn keep(
-        &self,
-        directory: &Path,
-        number: u32,
-        log: &Path,
-        end: Option<u64>,
-    ) -> Result<keep::Kept, OpenError> {
-        let heads = self.index.streams.iter().map(|(stream, state)| (stream.clone(), state.head)).collect();
-        keep::keep(directory, &self.segments, &self.facts.id, number, log, heads, self.next, end)
     }
 
     /// As [`Self::set_aside`], in memory only.
@@ -435,9 +424,8 @@ impl Known {
         let end = mark.map(|mark| mark.last.sequence + 1);
         if marked == 0 && scan.blocks.is_empty() && scan.broken.is_empty() {
             // It was still being made: sled does not always take up again what it began. Nobody was answered out of it.
-            let kept = self.keep(directory, number, &before, end)?;
+            keep::move_aside(directory, &self.segments, number)?;
             self.found(Finding::TornTail { segment: number, commits: 0 });
-            self.adopt(kept.segment);
         } else {
             self.set_aside(directory, number, &before, wrong.unwrap_or_default(), end)?;
         }
