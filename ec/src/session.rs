@@ -49,6 +49,8 @@ pub struct Session {
     next_request: u64,
     /// Answers given, for requests that come again.
     answered: VecDeque<(u64, Arc<str>)>,
+    /// The socket with which the client last started over. What it had asked for before is none of its business any more.
+    start: u64,
     /// Requests under way: the same id again waits for the one answer.
     under_way: BTreeSet<u64>,
 }
@@ -81,7 +83,15 @@ impl Session {
     pub fn attach(&mut self, socket: Socket) {
         self.close(FINAL, "replaced");
         self.asked.clear();
+        if self.start == 0 {
+            self.start = socket.id;
+        }
         self.socket = Some(socket);
+    }
+
+    /// Names the time since the client came in or last started over.
+    pub fn start(&self) -> u64 {
+        self.start
     }
 
     /// Lets go of the socket without closing it: it is gone.
@@ -167,8 +177,9 @@ impl Session {
         self.send(text);
     }
 
-    /// Forgets answers: a client that starts over counts its requests anew.
+    /// Forgets answers: a client that starts over counts its requests anew, and those under way are not its own any more.
     pub fn start_over(&mut self) {
+        self.start = self.socket.as_ref().map_or(self.start, |socket| socket.id);
         self.answered.clear();
         self.under_way.clear();
     }

@@ -43,13 +43,15 @@ pub struct Shape {
     pub resume: Duration,
     /// Changes the EC's settings, at the end.
     pub ec: fn(&mut EcSettings),
+    /// Changes the settings of each EA, at the end.
+    pub ea: fn(&mut EaSettings),
     /// Changes NUVE's settings, at the end.
     pub nuve: fn(&mut NuveSettings),
 }
 
 impl Default for Shape {
     fn default() -> Self {
-        Self { eas: vec![2], resume: Duration::from_secs(30), ec: |_| {}, nuve: |_| {} }
+        Self { eas: vec![2], resume: Duration::from_secs(30), ec: |_| {}, ea: |_| {}, nuve: |_| {} }
     }
 }
 
@@ -116,6 +118,7 @@ impl Cell {
                 vec![roomlog_bin().into(), "sfu-worker".into()],
             );
             settings.workers = *workers;
+            (shape.ea)(&mut settings);
             eas.push(roomlog_ea::start(settings, bus.clone(), journal.clone(), env.clone()).await?);
         }
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await?;

@@ -299,3 +299,38 @@ async fn a_resume_needs_the_clients_own_key_and_survives_any_since() -> anyhow::
     cell.stop().await;
     Ok(())
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_was_asked_before_starting_over_is_neither_done_nor_answered_after_it() -> anyhow::Result<()> {
+    let cell = Cell::start(Shape::default()).await?;
+    let token = cell.token("r", "Ann").await?;
+    let (url, good) = (text(&token, "wsUrl"), text(&token, "token"));
+    let room = room_of(&token);
+    let (mut peer, _) = Peer::enter(url, good, Policy::Accept).await?;
+    peer.ask("getRouterRtpCapabilities", json!({})).await?;
+    for round in 0..20 {
+        // Under way at the worker when the next socket starts over.
+        for id in 0..50 {
+            let data = json!({ "producing": true, "consuming": false });
+            peer.say(&json!({ "request": true, "id": 1_000 + id, "method": "createWebRtcTransport", "data": data }));
+        }
+        peer.say(
+            &json!({ "request": true, "id": 1_050, "method": "join", "data": { "displayName": "old" } }),
+        );
+        let (mut next, _) = Peer::enter(url, good, Policy::Accept).await?;
+        // Its requests are its own, though the ids are the same: it gets the answers to what it asked, and has not joined.
+        let capabilities = next.ask_with_id(1_000, "getRouterRtpCapabilities", json!({})).await?;
+        assert!(
+            capabilities.is_ok_and(|c| c["codecs"].is_array()),
+            "round {round}: another request's answer came"
+        );
+        let joined = next.ask_with_id(1_050, "join", json!({ "displayName": "new" })).await?;
+        assert!(joined.is_ok(), "round {round}: {joined:?}");
+        let state = cell.folded(&room).await?;
+        assert_eq!(state.transports.len(), 0, "round {round}: transports that nobody knows of");
+        peer = next;
+    }
+    journal_is_clean(&cell).await?;
+    cell.stop().await;
+    Ok(())
+}

@@ -49,6 +49,7 @@ impl Room {
     /// A client's request: planned now, carried out outside, finished in [`Self::finish`].
     pub(super) fn request(&mut self, client: ClientId, id: u64, method: &str, data: Value) {
         let Some(session) = self.sessions.get_mut(&client) else { return };
+        let start = session.start();
         match session.seen(id) {
             Seen::New => {}
             Seen::UnderWay => return,
@@ -71,7 +72,7 @@ impl Room {
                         Some(asked) => Some(asked.await),
                         None => None,
                     };
-                    Done::Request { client, request: id, plan: Box::new(plan), media }
+                    Done::Request { client, start, request: id, plan: Box::new(plan), media }
                 });
             }
         }
@@ -79,7 +80,12 @@ impl Room {
 
     pub(super) async fn finish(&mut self, done: Done) {
         match done {
-            Done::Request { client, request, plan, media } => {
+            Done::Request { client, start, request, plan, media } => {
+                // A client that has left or started over meanwhile did not ask for this, nor is the answer for it. What the worker
+                // made is not in the log, and the EA takes it away.
+                if self.sessions.get(&client).map(Session::start) != Some(start) {
+                    return;
+                }
                 let result = self.finish_request(&client, request, *plan, media).await;
                 self.answer(&client, request, result);
             }

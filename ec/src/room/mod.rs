@@ -111,9 +111,22 @@ pub enum RoomMessage {
 
 /// What came of work that was under way outside the task.
 enum Done {
-    Request { client: ClientId, request: u64, plan: Box<Plan>, media: Option<Result<MediaAnswer, Refusal>> },
-    Consumers { wanted: Vec<WantedConsumer>, outcomes: Vec<Option<Result<ConsumerMade, String>>> },
-    Inventory { connected: Vec<roomlog_bus::ids::TransportId>, failed: Vec<roomlog_bus::ids::TransportId> },
+    Request {
+        client: ClientId,
+        /// [`Session::start`] when it was asked.
+        start: u64,
+        request: u64,
+        plan: Box<Plan>,
+        media: Option<Result<MediaAnswer, Refusal>>,
+    },
+    Consumers {
+        wanted: Vec<WantedConsumer>,
+        outcomes: Vec<Option<Result<ConsumerMade, String>>>,
+    },
+    Inventory {
+        connected: Vec<roomlog_bus::ids::TransportId>,
+        failed: Vec<roomlog_bus::ids::TransportId>,
+    },
 }
 
 /// The task of one room.
