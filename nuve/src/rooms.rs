@@ -360,7 +360,7 @@ pub struct NewRoom {
     #[serde(default)]
     #[schema(example = "standup", max_length = 128)]
     name: Option<String>,
-    /// `ROOM-BEST`: all clients on one EA. `TTL-BEST`: each client on the EA nearest to it.
+    /// `ROOM-BEST`: all clients on one EA. `TTL-BEST`, each client on the EA nearest to it, is refused until there is cascading.
     #[serde(default)]
     #[schema(value_type = String, example = "ROOM-BEST", default = "ROOM-BEST")]
     eapolicy: EaPolicy,

@@ -13,7 +13,7 @@ async fn a_room_is_made_read_listed_and_deleted_without_any_ec() {
     let cell = Cell::new();
     let front = cell.nuve(Cell::settings("n1")).await;
     let keys = front.service().await;
-    let body = json!({"name": "standup", "eapolicy": "TTL-BEST", "metadata": {"team": 7}});
+    let body = json!({"name": "standup", "eapolicy": "ROOM-BEST", "metadata": {"team": 7}});
     let made = front.post("/v1/rooms", body.clone()).key(&keys.secret).send().await.is(201);
     let id = made.at("id");
     assert_eq!(made.version(), 1);
@@ -24,11 +24,14 @@ async fn a_room_is_made_read_listed_and_deleted_without_any_ec() {
     assert_eq!(exists.at("roomId"), id);
     for path in [format!("/v1/rooms/{id}"), "/v1/rooms/name:standup".into()] {
         let read = front.get(&path).key(&keys.secret).send().await.is(200);
-        assert_eq!((read.at("id"), read.at("eapolicy")), (id.clone(), "TTL-BEST".into()));
+        assert_eq!((read.at("id"), read.at("eapolicy")), (id.clone(), "ROOM-BEST".into()));
     }
-    let policy = json!({"name": "x", "eapolicy": "BEST"});
-    let refused = front.post("/v1/rooms", policy).key(&keys.secret).send().await.is(422);
-    assert!(refused.at("detail").contains("eapolicy") && refused.at("detail").contains("ROOM-BEST"));
+    // One that there is not at all, and one that there is not yet.
+    for policy in ["BEST", "TTL-BEST"] {
+        let policy = json!({"name": "x", "eapolicy": policy});
+        let refused = front.post("/v1/rooms", policy).key(&keys.secret).send().await.is(422);
+        assert!(refused.at("detail").contains("eapolicy") && refused.at("detail").contains("ROOM-BEST"));
+    }
 
     let deleted = front.delete("/v1/rooms/name:standup").key(&keys.secret).send().await.is(204);
     assert_eq!(deleted.version(), 2, "no EC ever had it: NUVE deletes it itself");
