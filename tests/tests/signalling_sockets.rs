@@ -47,7 +47,7 @@ async fn raw(url: &str) -> anyhow::Result<WebSocketStream<TcpStream>> {
 /// The same, let into the room called `name`; with the room and what it was told.
 async fn raw_member(cell: &Cell, name: &str) -> anyhow::Result<(WebSocketStream<TcpStream>, RoomId, Value)> {
     let token = cell.token(name, "Raw").await?;
-    let mut ws = raw(token["wsUrl"].as_str().unwrap()).await?;
+    let mut ws = raw(token["wsUrl"].as_str().unwrap_or_default()).await?;
     let ask = json!({ "request": true, "id": 1, "method": "token", "data": { "token": token["token"] } });
     ws.send(Message::Text(ask.to_string().into())).await?;
     while let Some(message) = ws.next().await {
@@ -55,7 +55,11 @@ async fn raw_member(cell: &Cell, name: &str) -> anyhow::Result<(WebSocketStream<
         let message: Value = serde_json::from_str(&text)?;
         if message["id"] == 1 {
             anyhow::ensure!(message["ok"] == true, "{message}");
-            return Ok((ws, RoomId::new(token["roomId"].as_str().unwrap())?, message["data"].clone()));
+            return Ok((
+                ws,
+                RoomId::new(token["roomId"].as_str().unwrap_or_default())?,
+                message["data"].clone(),
+            ));
         }
     }
     anyhow::bail!("closed before it was let in")

@@ -34,7 +34,7 @@ fn text<'a>(value: &'a Value, field: &str) -> &'a str {
 }
 
 fn room_of(token: &Value) -> RoomId {
-    RoomId::new(text(token, "roomId")).unwrap()
+    RoomId::new(text(token, "roomId")).expect("ids of rooms are ids")
 }
 
 async fn events(cell: &Cell, room: &RoomId) -> anyhow::Result<Vec<Event>> {
@@ -317,7 +317,7 @@ async fn what_was_asked_before_starting_over_is_neither_done_nor_answered_after_
         peer.say(
             &json!({ "request": true, "id": 1_050, "method": "join", "data": { "displayName": "old" } }),
         );
-        let (mut next, _) = Peer::enter(url, good, Policy::Accept).await?;
+        let (next, _) = Peer::enter(url, good, Policy::Accept).await?;
         // Its requests are its own, though the ids are the same: it gets the answers to what it asked, and has not joined.
         let capabilities = next.ask_with_id(1_000, "getRouterRtpCapabilities", json!({})).await?;
         assert!(
