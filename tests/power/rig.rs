@@ -45,13 +45,19 @@ pub fn shim() -> anyhow::Result<PathBuf> {
     static BUILT: OnceLock<Result<PathBuf, String>> = OnceLock::new();
     let built = BUILT.get_or_init(|| {
         let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("power/shim.c");
-        let out = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("power-{}.so", std::process::id()));
+        let folder = Path::new(env!("CARGO_TARGET_TMPDIR"));
+        let (own, out) = (folder.join(format!("power-{}.so", std::process::id())), folder.join("power.so"));
         let done = Command::new("cc")
             .args(["-shared", "-fPIC", "-O1", "-Wall", "-Werror", "-o"])
-            .args([&out, &source])
+            .args([&own, &source])
             .output()
             .map_err(|error| format!("the shim needs a C compiler named cc: {error}"))?;
-        if done.status.success() { Ok(out) } else { Err(String::from_utf8_lossy(&done.stderr).into()) }
+        if !done.status.success() {
+            return Err(String::from_utf8_lossy(&done.stderr).into());
+        }
+        // Others may be using the one before: replaced, not written over.
+        std::fs::rename(&own, &out).map_err(|error| format!("{}: {error}", out.display()))?;
+        Ok(out)
     });
     built.clone().map_err(anyhow::Error::msg)
 }
