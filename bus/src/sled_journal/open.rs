@@ -395,10 +395,8 @@ impl Known {
         }
         let log = path.join("db");
         let before = keep::before_path(&self.segments, number);
-        if !log.is_file() && !before.is_file() {
-            if self.lost_live(number, mark) || !path.is_dir() {
-                return Ok(None);
-            }
+        if !log.is_file() && !before.is_file() && (self.lost_live(number, mark) || !path.is_dir()) {
+            return Ok(None);
         }
         let io = |error| OpenError::io("copy, to have it while sled recovers,", &log, error);
         if log.is_file() && !before.is_file() {
