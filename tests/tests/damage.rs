@@ -354,6 +354,10 @@ enum Expected {
     Whole,
 }
 
+/// Done to one file.
+type FileDamage = Box<dyn Fn(&Path) -> anyhow::Result<()>>;
+
+/// Done to a log's folder.
 type Damage = Box<dyn Fn(&Path, &Sample) -> anyhow::Result<()>>;
 
 fn cases() -> Vec<(&'static str, Expected, Damage)> {
@@ -556,7 +560,7 @@ async fn every_file_may_be_damaged_anywhere() -> anyhow::Result<()> {
     for path in files(&sample.log())? {
         let name = path.strip_prefix(sample.log())?.to_owned();
         let end = end(&path)?;
-        let mut damages: Vec<(String, Box<dyn Fn(&Path) -> anyhow::Result<()>>)> =
+        let mut damages: Vec<(String, FileDamage)> =
             vec![("deleted".into(), Box::new(|path| Ok(fs::remove_file(path)?)))];
         for _ in 0..if end == 0 { 0 } else { places } {
             let (at, bit) = (rng.random_range(0..end), rng.random_range(0..8));
