@@ -47,8 +47,10 @@ pub fn records(log: &[u8]) -> Vec<Record<'_>> {
     let mut all = Vec::new();
     let mut rest = log;
     while rest.len() >= HEADER {
-        let u32_at = |at: usize| u32::from_ne_bytes(rest[at..at + 4].try_into().unwrap());
-        let u64_at = |at: usize| u64::from_ne_bytes(rest[at..at + 8].try_into().unwrap());
+        let u32_at =
+            |at: usize| u32::from_ne_bytes(rest[at..at + 4].try_into().expect("as many bytes as were taken"));
+        let u64_at =
+            |at: usize| u64::from_ne_bytes(rest[at..at + 8].try_into().expect("as many bytes as were taken"));
         assert_eq!(u32_at(0), MAGIC, "record {} of the shim is none", all.len());
         let (kind, inode, a, b) = (rest[4], u64_at(8), u64_at(16), u64_at(24));
         let (first, second) = (u32_at(32) as usize, u32_at(36) as usize);
