@@ -200,6 +200,10 @@ async fn a_reader_beside_the_writer_sees_all_that_was_acknowledged_before() {
         }
         assert!(before.len() >= last);
         last = before.len();
+        // A fast disk has given enough by then; each opening reads everything there is.
+        if last > 20_000 && round >= 10 {
+            break;
+        }
     }
     stop.store(true, Ordering::Relaxed);
     for writer in writers {
