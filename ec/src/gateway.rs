@@ -250,15 +250,7 @@ impl Connection {
                             }
                         }
                         Some(Ok(Message::Ping(_) | Message::Pong(_))) => {}
-                        Some(Ok(Message::Close(frame))) => {
-                            // RFC 6455 §7.4.1: no code at all reads as 1005.
-                            let code = frame.map_or(1005, |f| f.code);
-                            return if matches!(code, 1000 | 1001 | 1005) {
-                                End::Left
-                            } else {
-                                End::Broken(Closed::Broken)
-                            };
-                        }
+                        Some(Ok(Message::Close(frame))) => return said_goodbye(frame.as_ref()),
                         // Larger than can be told, no WebSocket, or the connection was reset.
                         Some(Err(error)) => {
                             tracing::debug!(socket = self.id, %error, "socket failed");
@@ -270,7 +262,7 @@ impl Connection {
                 out = self.queue.recv() => match out {
                     Some(ToSocket::Text(text)) => {
                         if !self.send(Message::Text(text.into())).await {
-                            return End::Broken(Closed::Unread);
+                            return self.unsendable().await;
                         }
                     }
                     Some(ToSocket::Close(code, reason)) => return End::Close(Closed::Told, code, reason),
@@ -279,7 +271,7 @@ impl Connection {
                 },
                 _ = ping.tick() => {
                     if !self.send(Message::Ping(Vec::new().into())).await {
-                        return End::Broken(Closed::Unread);
+                        return self.unsendable().await;
                     }
                 }
                 () = tokio::time::sleep_until(deadline.into()) => {
@@ -289,6 +281,23 @@ impl Connection {
                     };
                 }
             }
+        }
+    }
+
+    /// What a connection that takes no more frames has come to. A client that says goodbye and vanishes at once (a closed tab) resets it,
+    /// so that our next frame fails although its goodbye has arrived and waits to be read.
+    async fn unsendable(&mut self) -> End {
+        let goodbye = timeout(GOODBYE_WITHIN, async {
+            while let Some(Ok(message)) = self.ws.recv().await {
+                if let Message::Close(frame) = message {
+                    return Some(frame);
+                }
+            }
+            None
+        });
+        match goodbye.await {
+            Ok(Some(frame)) => said_goodbye(frame.as_ref()),
+            _ => End::Broken(Closed::Unread),
         }
     }
 
@@ -545,6 +554,14 @@ fn close_reason(refusal: &TokenRefusal) -> String {
         TokenRefusal::Room(Refusal::RoomFull(_)) => "room full".into(),
         TokenRefusal::Room(Refusal::Retry(_)) => "try again later".into(),
         TokenRefusal::Room(_) => "refused".into(),
+    }
+}
+
+/// What the other side's close frame means. RFC 6455 §7.4.1: no code at all reads as 1005.
+fn said_goodbye(frame: Option<&CloseFrame>) -> End {
+    match frame.map_or(1005, |f| f.code) {
+        1000 | 1001 | 1005 => End::Left,
+        _ => End::Broken(Closed::Broken),
     }
 }
 

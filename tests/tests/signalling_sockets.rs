@@ -267,3 +267,31 @@ async fn who_closes_is_answered_with_a_close_frame_and_has_left() -> anyhow::Res
     cell.stop().await;
     Ok(())
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_says_goodbye_and_vanishes_with_answers_unread_has_left() -> anyhow::Result<()> {
+    let cell = Cell::start(shape()).await?;
+    for turn in 0..300 {
+        let (mut ws, room, _) = raw_member(&cell, &format!("vanish-{turn}")).await?;
+        // A socket closed with answers unread resets its connection, so that writing the other answers fails on the gateway's side.
+        for ids in [2..4, 4..60] {
+            for id in ids {
+                let ask = json!({ "request": true, "id": id, "method": "noSuchMethod", "data": {} });
+                ws.feed(Message::Text(ask.to_string().into())).await?;
+            }
+            ws.flush().await?;
+            // Else Nagle's algorithm may still hold the goodbye when the reset overtakes it.
+            ws.get_ref().set_nodelay(true)?;
+            ws.get_ref().readable().await?;
+        }
+        ws.send(Message::Close(None)).await?;
+        drop(ws);
+        eventually("the client has left", Duration::from_secs(1), || async {
+            let state = cell.folded(&room).await.ok()?;
+            (!state.open).then_some(())
+        })
+        .await?;
+    }
+    cell.stop().await;
+    Ok(())
+}
