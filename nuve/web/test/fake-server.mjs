@@ -57,6 +57,8 @@ export class FakeServer {
   keep = 1000;
   /** `(client, method) => false` swallows the answer to a request that was carried out. */
   answering = () => true;
+  /** Called on the heels of an answer to `resume`. */
+  resumed = () => {};
   /** `(client, method) => {code, reason}` refuses. */
   refusing = () => undefined;
   #n = 0;
@@ -252,6 +254,7 @@ export class FakeServer {
     const known = { clientId: client.id, roomId: client.room.id, v: client.room.v, mediaEpoch: client.room.mediaEpoch };
     if (client.room.v - data.since > this.keep) answer({ ...known, state: { peers: this.#peers(client) } });
     else answer({ ...known, events: client.history.filter((event) => event.data.v > data.since) });
+    this.resumed(client);
     for (const message of client.unanswered.values()) ws.send(JSON.stringify(message));
     return client;
   }

@@ -37,6 +37,23 @@ export async function join(t, server, name, { room = 'test', publish = true, ove
   return { client, seen, named: (event) => seen.filter(([known]) => known === event) };
 }
 
+/** Opens sockets whose messages are handed on in bursts, those of a burst in one go: what follows an answer does not wait for who awaits it. */
+export function burstySocket(url, protocol) {
+  const socket = new WebSocket(url, protocol);
+  let listener;
+  let burst = [];
+  socket.on('message', (data) => {
+    burst.push({ data: String(data) });
+    if (burst.length > 1) return;
+    setTimeout(() => {
+      const all = burst;
+      burst = [];
+      for (const event of all) listener?.(event);
+    }, 20);
+  });
+  return Object.defineProperty(socket, 'onmessage', { set: (set) => (listener = set), get: () => listener });
+}
+
 /** Waits until `condition` is true; says what was waited for when it never is. */
 export async function until(what, condition, ms = 5_000) {
   const end = Date.now() + ms;

@@ -2,13 +2,14 @@
 
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
-import { join, pause, serve, track, until } from './helpers.mjs';
+import { burstySocket, join, pause, serve, track, until } from './helpers.mjs';
 
-const call = async (t) => {
+const call = async (t, overrides) => {
   const server = await serve(t);
-  const ann = await join(t, server, 'Ann');
+  const ann = await join(t, server, 'Ann', { overrides });
   const bob = await join(t, server, 'Bob');
   await until('each receives the other', () => ann.client.remotes.size === 2 && bob.client.remotes.size === 2);
+  await until('the server knows', () => [...server.clients.values()].every((client) => client.unanswered.size === 0));
   return { server, ann, bob, atServer: (name) => server.client(name) };
 };
 
@@ -56,7 +57,7 @@ test('what happened meanwhile is handed over once and in order', async (t) => {
 });
 
 test('a consumer offered while away is accepted after the resume', async (t) => {
-  const { server, ann, bob, atServer } = await call(t);
+  const { server, ann, bob, atServer } = await call(t, { openSocket: burstySocket });
   server.refuseResumes = true;
   server.cut(atServer('Ann'));
   await bob.client.publish('screen', track('video'));
@@ -65,6 +66,29 @@ test('a consumer offered while away is accepted after the resume', async (t) => 
   server.refuseResumes = false;
   await until('the screen is there', () => [...ann.client.remotes.values()].some((remote) => remote.source === 'screen'));
   await until('the server has its answer', () => atServer('Ann').unanswered.size === 0);
+});
+
+test('an offer repeated on the heels of the answer to resume is answered', async (t) => {
+  const { server, ann, atServer } = await call(t, { openSocket: burstySocket });
+  const client = atServer('Ann');
+  const [id, consumer] = [...client.consumers][0];
+  server.cut(client);
+  server.ask(client, 'newConsumer', { ...consumer, id, kind: 'audio', rtpParameters: {}, appData: {} });
+  await until('answered', () => client.unanswered.size === 0);
+  assert.equal(ann.client.remotes.size, 2);
+});
+
+test('what follows an answer to resume is handed on after what was missed', async (t) => {
+  const { server, ann, bob, atServer } = await call(t, { openSocket: burstySocket });
+  server.refuseResumes = true;
+  server.cut(atServer('Ann'));
+  await until('it notices', () => ann.client.status === 'reconnecting');
+  await bob.client.setPaused('mic', true);
+  ann.seen.length = 0;
+  server.resumed = (client) => server.notify(client, 'newPeer', { id: 'late', displayName: 'Late', device: {} });
+  server.refuseResumes = false;
+  await until('all is told', () => ann.seen.length === 3);
+  assert.deepEqual(ann.seen.map(([event]) => event), ['remoteChanged', 'status', 'peerJoined']);
 });
 
 test('an offer repeated because the answer was lost makes no second consumer', async (t) => {

@@ -76,6 +76,8 @@ export class Session extends Emitter<SessionEvents> {
   #since = 0;
   #handshakeId = FIRST_HANDSHAKE_ID;
   readonly #unanswered = new Map<number, Message>();
+  /** What came on this socket before it was live. */
+  #early: Message[] = [];
   #wake: (() => void) | undefined;
 
   constructor(env: Env, admission: Admission) {
@@ -112,6 +114,7 @@ export class Session extends Emitter<SessionEvents> {
         this.#seen(opened.v);
         this.#enliven();
         this.emit('open');
+        this.#catchUp();
         return opened;
       } catch (error) {
         const retryable = error instanceof Closed ? error.code !== CLOSED_FOR_GOOD : !(error instanceof RequestError) || error.code === ErrorCode.retryLater;
@@ -169,6 +172,7 @@ export class Session extends Emitter<SessionEvents> {
     const id = this.#handshakeId++;
     const socket = this.#env.openSocket(url, SUB_PROTOCOL);
     this.#socket = socket;
+    this.#early = [];
     let wasOpen = false;
     const answer = new Promise<Record<string, unknown>>((resolve, reject) => {
       socket.onopen = () => {
@@ -182,8 +186,10 @@ export class Session extends Emitter<SessionEvents> {
         if (message.response && message.id === id) {
           if (message.ok) resolve(message.data ?? {});
           else reject(new RequestError(message.errorCode, message.errorReason, method));
-        } else {
+        } else if (this.#live) {
           this.#receive(message);
+        } else {
+          this.#early.push(message);
         }
       };
       socket.onerror = () => {}; // The close event that follows says more.
@@ -292,6 +298,15 @@ export class Session extends Emitter<SessionEvents> {
     this.#seen(answer.v);
     this.#enliven();
     this.emit('resumed', answer);
+    this.#catchUp();
+  }
+
+  /** Hands on what came on the heels of the first answer: not before what that answer tells, and not before we could answer it. */
+  #catchUp(): void {
+    const early = this.#early;
+    this.#early = [];
+    if (!this.#live) return;
+    for (const message of early) this.#receive(message);
   }
 
   #waitOrWake(ms: number): Promise<void> {
