@@ -13,6 +13,7 @@ pub mod log;
 pub mod media;
 pub mod memory_bus;
 pub mod memory_journal;
+pub mod nats;
 pub mod ortc;
 pub mod republish;
 pub mod rpc;

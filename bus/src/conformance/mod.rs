@@ -15,6 +15,7 @@
 mod bus;
 mod follow;
 mod journal;
+pub mod nats_server;
 
 use std::{future::Future, time::Duration};
 
