@@ -3,6 +3,7 @@
 pub mod cell;
 pub mod gate;
 pub mod http;
+pub mod native;
 pub mod peer;
 pub mod process;
 pub mod witness;

@@ -35,6 +35,8 @@ pub struct Peer {
     next: u64,
     /// Notifications, and server requests by method `newConsumer`, in the order they came.
     pub heard: Arc<Mutex<Vec<(String, Value)>>>,
+    /// With [`Policy::HandOver`]: all that the server says of itself, whole messages; ends with the socket.
+    pub incoming: Option<mpsc::UnboundedReceiver<Value>>,
     /// Set once the socket is closed: code and reason; 1006 for a break.
     pub closed: Arc<Mutex<Option<(u16, String)>>>,
     task: JoinHandle<()>,
@@ -49,6 +51,8 @@ pub enum Policy {
     Refuse,
     /// Nothing is answered.
     Silent,
+    /// The holder of [`Peer::incoming`] reads, and answers with [`Peer::answer`]; nothing is noted in [`Peer::heard`].
+    HandOver,
 }
 
 impl Peer {
@@ -63,12 +67,14 @@ impl Peer {
         let heard: Arc<Mutex<Vec<(String, Value)>>> = Arc::default();
         let closed: Arc<Mutex<Option<(u16, String)>>> = Arc::default();
         let (w, h, c) = (waiting.clone(), heard.clone(), closed.clone());
+        let (hand_over, incoming) = mpsc::unbounded_channel();
+        let hand_over = (policy == Policy::HandOver).then_some(hand_over);
         let task = tokio::spawn(async move {
             let end = loop {
                 tokio::select! {
                     received = ws.next() => match received {
                         Some(Ok(Message::Text(text))) => {
-                            if let Some(answer) = hear(&text, policy, &w, &h) {
+                            if let Some(answer) = hear(&text, policy, &w, &h, hand_over.as_ref()) {
                                 let _ = ws.send(Message::Text(answer.into())).await;
                             }
                         }
@@ -98,7 +104,8 @@ impl Peer {
             *c.lock().expect("no panic inside") = Some(end);
             w.lock().expect("no panic inside").clear();
         });
-        Ok(Self { out, waiting, next: 1, heard, closed, task })
+        let incoming = (policy == Policy::HandOver).then_some(incoming);
+        Ok(Self { out, waiting, next: 1, heard, incoming, closed, task })
     }
 
     /// Opens a socket and shows `token`.
@@ -145,6 +152,16 @@ impl Peer {
         })
     }
 
+    /// Answers the server's request `id`: accepts it, or refuses it with 403 and this reason.
+    pub fn answer(&self, id: u64, refused: Option<&str>) {
+        self.say(&match refused {
+            None => json!({ "response": true, "id": id, "ok": true, "data": {} }),
+            Some(reason) => {
+                json!({ "response": true, "id": id, "ok": false, "errorCode": 403, "errorReason": reason })
+            }
+        });
+    }
+
     /// Sends raw JSON.
     pub fn say(&self, message: &Value) {
         let _ = self.out.send(Out::Text(message.to_string()));
@@ -172,6 +189,11 @@ impl Peer {
     pub async fn leave(mut self) {
         let _ = self.out.send(Out::Close(1000));
         let _ = (&mut self.task).await;
+    }
+
+    /// Breaks the connection as a lost network does, and does not wait for it.
+    pub fn break_now(&self) {
+        let _ = self.out.send(Out::Break);
     }
 
     /// Breaks the connection as a lost network does.
@@ -244,6 +266,7 @@ fn hear(
     policy: Policy,
     waiting: &Waiting,
     heard: &Mutex<Vec<(String, Value)>>,
+    hand_over: Option<&mpsc::UnboundedSender<Value>>,
 ) -> Option<String> {
     let message: Value = serde_json::from_str(text).ok()?;
     let id = message["id"].as_u64();
@@ -261,6 +284,10 @@ fn hear(
         let _ = sender.send(result);
         return None;
     }
+    if let Some(hand_over) = hand_over {
+        let _ = hand_over.send(message);
+        return None;
+    }
     heard.lock().expect("no panic inside").push((method(), message["data"].clone()));
     if message["request"] != true {
         return None;
@@ -271,6 +298,6 @@ fn hear(
             json!({ "response": true, "id": id, "ok": false, "errorCode": 403, "errorReason": "no" })
                 .to_string(),
         ),
-        Policy::Silent => None,
+        Policy::Silent | Policy::HandOver => None,
     }
 }

@@ -69,6 +69,11 @@ impl Up {
         Ok(pages * 4096)
     }
 
+    /// Its SFU workers: the processes it has started.
+    pub fn workers(&self) -> anyhow::Result<Vec<u32>> {
+        children(self.pid())
+    }
+
     /// A token for `user` in the room called `name`, made if it is not there.
     pub async fn token(&self, name: &str, user: &str) -> anyhow::Result<Value> {
         let body = serde_json::json!({ "user": user, "create": true });
@@ -86,4 +91,30 @@ impl Up {
     pub async fn kill(mut self) {
         let _ = self.child.kill().await;
     }
+}
+
+/// The processes that `pid` has started and that still run, by number.
+pub fn children(pid: u32) -> anyhow::Result<Vec<u32>> {
+    let mut found = Vec::new();
+    for entry in std::fs::read_dir("/proc")? {
+        let Some(child) = entry?.file_name().to_str().and_then(|name| name.parse().ok()) else { continue };
+        // Gone between two looks is no child.
+        let Ok(stat) = std::fs::read_to_string(format!("/proc/{child}/stat")) else { continue };
+        // After the name in parentheses, which may hold anything: the state and the parent (proc(5)).
+        let Some((_, fields)) = stat.rsplit_once(')') else { continue };
+        let mut fields = fields.split_whitespace();
+        let running = fields.next().is_some_and(|state| state != "Z");
+        if running && fields.next().and_then(|parent| parent.parse().ok()) == Some(pid) {
+            found.push(child);
+        }
+    }
+    found.sort_unstable();
+    Ok(found)
+}
+
+/// SIGKILL to one process.
+pub fn kill(pid: u32) -> anyhow::Result<()> {
+    let done = std::process::Command::new("kill").args(["-9", &pid.to_string()]).status()?;
+    anyhow::ensure!(done.success(), "kill -9 {pid}: {done}");
+    Ok(())
 }
