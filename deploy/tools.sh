@@ -55,3 +55,87 @@ build_page() {
   (cd $page && npm run --silent build >&2)
   touch $page/dist/index.html
 }
+
+# Debian releases that have the NATS servers to test with: the oldest that Roomlog supports (2.10), and the newest there is.
+nats_suites="trixie sid"
+
+# Prints this machine's own Debian sources with another release in place of its own, in the form that apt's *.sources files have.
+debian_sources_of() {
+  local suite=$1 own
+  own=$(. /etc/os-release && printf '%s' "${VERSION_CODENAME:-}")
+  [ -n "$own" ] || return 1
+  {
+    # One paragraph each (deb822), then one line each.
+    for file in /etc/apt/sources.list.d/*.sources; do
+      if [ -e "$file" ]; then
+        grep -v '^#' "$file" || true
+        echo
+      fi
+    done | awk -v own="$own" -v suite="$suite" '
+      BEGIN { RS = ""; FS = "\n" }
+      !/(^|\n)Enabled: *no/ {
+        text = ""; named = 0; signed = ""; uris = ""
+        for (i = 1; i <= NF; i++) {
+          key = tolower($i); sub(/:.*/, "", key)
+          if (key == "suites") { n = split($i, word, /[ \t]+/); for (j = 2; j <= n; j++) if (word[j] == own) named = 1 }
+          if (key == "uris") uris = $i
+          if (key == "signed-by") { signed = $i; for (k = i + 1; k <= NF && $k ~ /^[ \t]/; k++) signed = signed "\n" $k }
+        }
+        if (named && uris != "") { print "Types: deb\n" uris "\nSuites: " suite "\nComponents: main" (signed != "" ? "\n" signed : "") "\n"; exit }
+      }'
+    for file in /etc/apt/sources.list /etc/apt/sources.list.d/*.list; do
+      if [ -e "$file" ]; then cat "$file"; fi
+    done | awk -v own="$own" -v suite="$suite" '
+      $1 == "deb" {
+        signed = ""; uri = 2
+        if ($2 ~ /^\[/) { for (uri = 2; uri <= NF; uri++) { if (match($uri, /signed-by=[^] ]+/)) signed = substr($uri, RSTART + 10, RLENGTH - 10); if ($uri ~ /\]$/) break }; uri++ }
+        if ($(uri + 1) == own) { print "Types: deb\nURIs: " $uri "\nSuites: " suite "\nComponents: main" (signed != "" ? "\nSigned-By: " signed : "") "\n"; exit }
+      }'
+  } | awk 'BEGIN { RS = ""; ORS = "\n\n" } NR == 1'
+}
+
+# Brings the NATS servers that the tests start into target/tools/nats/<version>/nats-server. They are not installed: this machine's own packages
+# and sources stay as they are. What is downloaded is verified with the keys that apt has.
+need_nats() {
+  local folder=$PWD/target/tools/nats
+  [ -z "${ROOMLOG_NATS:-}" ] || return 0
+  local suite
+  for suite in $nats_suites; do
+    [ -x "$folder/.$suite/nats-server" ] || fetch_nats "$folder" "$suite"
+  done
+}
+
+fetch_nats() {
+  local folder=$1 suite=$2
+  local elsewhere="or put two versions into target/tools/nats/VERSION/nats-server and name that folder in ROOMLOG_NATS"
+  say "fetching nats-server from Debian $suite into target/tools/nats (for tests; nothing is installed)"
+  command -v apt-get >/dev/null && command -v dpkg-deb >/dev/null || die "apt-get is missing: run this on Debian, $elsewhere"
+  local work
+  work=$(mktemp -d)
+  mkdir -p "$work"/lists/partial "$work"/cache/archives/partial "$work"/out
+  debian_sources_of "$suite" >"$work/nats.sources"
+  [ -s "$work/nats.sources" ] || die "no Debian source is found in /etc/apt: add one, $elsewhere"
+  local options=(-q -o Dir::Etc::sourcelist="$work/nats.sources" -o Dir::Etc::sourceparts=- -o Dir::State::lists="$work/lists" -o Dir::Cache="$work/cache"
+    -o Dir::State::status=/dev/null -o Debug::NoLocking=1 -o APT::Sandbox::User=root -o Acquire::Languages=none -o Acquire::Retries=3
+    -o Acquire::IndexTargets::deb::DEP-11::DefaultEnabled=false)
+  if ! apt-get "${options[@]}" -o APT::Update::Error-Mode=any update >"$work/log" 2>&1; then
+    # An installation from before that release has no key of it yet; a newer version of this package has.
+    apt_install "the keys of newer Debian releases" debian-archive-keyring
+    apt-get "${options[@]}" -o APT::Update::Error-Mode=any update >"$work/log" 2>&1 || {
+      cat "$work/log" >&2
+      die "the package list of Debian $suite cannot be read (above): check the network and the keys, $elsewhere"
+    }
+  fi
+  (cd "$work/out" && apt-get "${options[@]}" download nats-server >>"$work/log" 2>&1) || {
+    cat "$work/log" >&2
+    die "nats-server cannot be downloaded from Debian $suite (above), $elsewhere"
+  }
+  dpkg-deb -x "$work"/out/nats-server_*.deb "$work/out"
+  local version
+  version=$("$work/out/usr/sbin/nats-server" --version | sed -n 's/^nats-server: v//p')
+  [ -n "$version" ] || die "the nats-server of Debian $suite does not run here, $elsewhere"
+  mkdir -p "$folder/$version"
+  cp "$work/out/usr/sbin/nats-server" "$folder/$version/nats-server"
+  ln -sfn "$version" "$folder/.$suite"
+  rm -rf "$work"
+}
