@@ -7,7 +7,7 @@ use std::{sync::Arc, time::Duration};
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 
 use crate::subject::{Pattern, Subject};
 
@@ -90,6 +90,11 @@ pub trait Bus: Send + Sync + 'static {
         payload: Bytes,
         timeout: Duration,
     ) -> Result<Message, RequestError>;
+
+    /// Whether the bus is there: changes at each loss and each return. What others sent in between was not heard.
+    fn connected(&self) -> watch::Receiver<bool> {
+        watch::channel(true).1
+    }
 }
 
 /// Messages waiting for one subscriber, at most. 65 536 is what NATS clients use; at 1 KiB each that is 64 MiB in the worst case.

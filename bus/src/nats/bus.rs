@@ -12,7 +12,7 @@ use async_nats::HeaderMap;
 use async_trait::async_trait;
 use bytes::Bytes;
 use futures::StreamExt;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 
 use super::{connection::Shared, inbox::AskError};
 use crate::{
@@ -46,7 +46,7 @@ impl NatsBus {
         self.dropped.load(Ordering::Relaxed)
     }
 
-    fn connected(&self) -> Result<(), Disconnected> {
+    fn reachable(&self) -> Result<(), Disconnected> {
         if self.shared.is_connected() {
             Ok(())
         } else {
@@ -90,7 +90,7 @@ fn message(message: async_nats::Message) -> Option<Message> {
 #[async_trait]
 impl Bus for NatsBus {
     async fn publish(&self, message: Message) -> Result<(), Disconnected> {
-        self.connected()?;
+        self.reachable()?;
         let client = &self.shared.client;
         let subject = message.subject.as_str().to_owned();
         let headers = to_nats(&message.headers);
@@ -109,7 +109,7 @@ impl Bus for NatsBus {
     }
 
     async fn subscribe(&self, pattern: Pattern, queue: Option<&str>) -> Result<Subscription, Disconnected> {
-        self.connected()?;
+        self.reachable()?;
         let client = &self.shared.client;
         let failed = |error: String| Disconnected(format!("subscribe to {pattern}: {error}"));
         let subject = pattern.as_str().to_owned();
@@ -162,5 +162,9 @@ impl Bus for NatsBus {
                 Err(RequestError::Disconnected(format!("request on {subject}: {error}")))
             }
         }
+    }
+
+    fn connected(&self) -> watch::Receiver<bool> {
+        self.shared.connected.clone()
     }
 }

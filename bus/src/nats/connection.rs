@@ -149,6 +149,8 @@ pub struct NatsConnection {
 pub(super) struct Shared {
     pub(super) client: Client,
     pub(super) state: watch::Receiver<ConnectionState>,
+    /// Whether there is a connection; a change also where it came back before anybody looked.
+    pub(super) connected: watch::Receiver<bool>,
     pub(super) inbox: Inbox,
     pub(super) settings: NatsSettings,
     watcher: tokio::task::JoinHandle<()>,
@@ -176,12 +178,13 @@ impl NatsConnection {
             return Err(NatsError::TooOld { server: servers, version: info.version });
         }
         let (sender, state) = watch::channel(now(&client));
-        let watcher = tokio::spawn(watch_state(client.clone(), changed, sender));
+        let (is_connected, connected) = watch::channel(true);
+        let watcher = tokio::spawn(watch_state(client.clone(), changed, sender, is_connected));
         let inbox = Inbox::open(client.clone(), state.clone())
             .await
             .map_err(|reason| NatsError::Connect { servers: servers.clone(), reason })?;
         tracing::info!(server = %info.server_name, version = %info.version, "connected to NATS");
-        Ok(Self { shared: Arc::new(Shared { client, state, inbox, settings, watcher }) })
+        Ok(Self { shared: Arc::new(Shared { client, state, connected, inbox, settings, watcher }) })
     }
 
     /// The bus on this connection.
@@ -304,27 +307,32 @@ fn now(client: &Client) -> ConnectionState {
     }
 }
 
-async fn watch_state(client: Client, changed: Arc<Notify>, sender: watch::Sender<ConnectionState>) {
+async fn watch_state(
+    client: Client,
+    changed: Arc<Notify>,
+    sender: watch::Sender<ConnectionState>,
+    is_connected: watch::Sender<bool>,
+) {
     loop {
         tokio::select! {
             () = changed.notified() => {}
             () = tokio::time::sleep(LOOK) => {}
         }
         let now = now(&client);
-        sender.send_if_modified(|before| {
-            if *before == now {
-                return false;
+        if *sender.borrow() == now {
+            continue;
+        }
+        match &now {
+            ConnectionState::Connected { version, .. } if !new_enough(version) => {
+                tracing::error!(%now, "this NATS server is too old: Roomlog needs 2.10 or newer; upgrade it");
             }
-            match &now {
-                ConnectionState::Connected { version, .. } if !new_enough(version) => {
-                    tracing::error!(%now, "this NATS server is too old: Roomlog needs 2.10 or newer; upgrade it");
-                }
-                ConnectionState::Connected { .. } => tracing::info!(%now, "NATS"),
-                ConnectionState::Disconnected { .. } => tracing::warn!("the connection to NATS broke; it is being made again"),
+            ConnectionState::Connected { .. } => tracing::info!(%now, "NATS"),
+            ConnectionState::Disconnected { .. } => {
+                tracing::warn!("the connection to NATS broke; it is being made again");
             }
-            *before = now;
-            true
-        });
+        }
+        is_connected.send_replace(now.is_connected());
+        sender.send_replace(now);
     }
 }
 

@@ -45,6 +45,9 @@ pub struct JetStreamSettings {
     pub follow_queue: usize,
     /// How often the server tells a follower that nothing new is there. Default 1 s; after three without a word it is asked again.
     pub heartbeat: Duration,
+    /// How long a lower last sequence, or none at all, must be seen before the stream counts as truncated. Default 12 s: a leader that lost its
+    /// followers notices after at most 10 s and answers no longer; a server that is still reading its disk after a start is done.
+    pub truncation_after: Duration,
     /// How often the streams are looked at for truncation, besides after each reconnect. Default 10 s: four questions to the cluster.
     pub watch_every: Duration,
 }
@@ -62,6 +65,7 @@ impl Default for JetStreamSettings {
             known_streams: 65_536,
             follow_queue: 256,
             heartbeat: Duration::from_secs(1),
+            truncation_after: Duration::from_secs(12),
             watch_every: Duration::from_secs(10),
         }
     }

@@ -5,7 +5,7 @@
 //! some node's disk, and every further append would make that harder to bring back.
 //!
 //! A lower last sequence alone may also be a server that was cut off and answers for a leader that it no longer is, or one that has just
-//! become leader and is still reading. So it counts only once it has been seen for [`CONFIRM`]; until then the partition is unavailable.
+//! become leader and is still reading. So it counts only once it has been seen for `truncation_after`; until then the partition is unavailable.
 //! After each reconnect a partition takes appends only once it has been looked at: new commits would hide that old ones are missing.
 
 use std::{
@@ -14,7 +14,7 @@ use std::{
         Mutex, OnceLock, PoisonError,
         atomic::{AtomicU64, Ordering},
     },
-    time::{Duration, Instant},
+    time::Instant,
 };
 
 use super::{
@@ -22,10 +22,6 @@ use super::{
     journal::Core,
 };
 use crate::journal::{AppendError, ReadError};
-
-/// How long a lower last sequence, or none at all, must be seen before it counts. 12 s: a leader that lost its followers notices after at
-/// most 10 s and stops answering.
-pub(super) const CONFIRM: Duration = Duration::from_secs(12);
 
 /// A partition that lost commits.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -136,12 +132,13 @@ impl Core {
             }
         };
         let since = *partition.suspected().get_or_insert_with(Instant::now);
-        if since.elapsed() >= CONFIRM {
+        let confirm = self.settings.truncation_after;
+        if since.elapsed() >= confirm {
             return Err(self.truncate(partition, loss));
         }
         Err(ReadError::Unavailable {
             reason: format!(
-                "stream {}: {loss}; if that stays so for {CONFIRM:?} it counts as truncated",
+                "stream {}: {loss}; if that stays so for {confirm:?} it counts as truncated",
                 partition.stream
             ),
         })
