@@ -48,6 +48,10 @@ pub struct Settings {
     /// Addresses put into ICE candidates, for a machine behind NAT; several separated by commas. [default: the media IP]
     #[arg(long, env = "ROOMLOG_ANNOUNCE", value_name = "IP", value_delimiter = ',')]
     pub announce: Option<Vec<IpAddr>>,
+    /// UDP port put into ICE candidates for the first worker, each further one the next, where a NAT forwards them to other ports; needs
+    /// --media-port. [default: the port the worker has]
+    #[arg(long, env = "ROOMLOG_ANNOUNCE_PORT", value_name = "PORT")]
+    pub announce_port: Option<u16>,
     /// UDP port of the first worker, each further one the next; to be opened in a firewall. [default: free ports]
     #[arg(long, env = "ROOMLOG_MEDIA_PORT", value_name = "PORT")]
     pub media_port: Option<u16>,
@@ -102,6 +106,7 @@ impl Settings {
             workers: self.workers.or(base.workers),
             media_ip: self.media_ip.or(base.media_ip),
             announce: self.announce.or(base.announce),
+            announce_port: self.announce_port.or(base.announce_port),
             media_port: self.media_port.or(base.media_port),
             resume_ms: self.resume_ms.or(base.resume_ms),
             max_clients: self.max_clients.or(base.max_clients),

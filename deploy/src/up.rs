@@ -204,6 +204,7 @@ fn ea_settings(settings: &Settings, ids: &NodeIds, reached: IpAddr) -> anyhow::R
     }
     ea.media_ip = settings.media_ip.unwrap_or(reached);
     ea.announced = settings.announce.clone().unwrap_or_default();
+    ea.first_announced_port = settings.announce_port;
     ea.first_port = settings.media_port;
     Ok(ea)
 }

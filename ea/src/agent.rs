@@ -193,10 +193,18 @@ fn check(settings: &EaSettings) -> Result<(), EaError> {
     if settings.workers == 0 || settings.workers > usize::from(u16::MAX) {
         return wrong("workers", settings.workers.to_string(), "1 to 65535, one per core");
     }
-    if let Some(first) = settings.first_port
-        && usize::from(first) + settings.workers - 1 > usize::from(u16::MAX)
+    for (name, port) in
+        [("first_port", settings.first_port), ("first_announced_port", settings.first_announced_port)]
     {
-        return wrong("first_port", first.to_string(), "a port with as many above it as there are workers");
+        if let Some(first) = port
+            && usize::from(first) + settings.workers - 1 > usize::from(u16::MAX)
+        {
+            return wrong(name, first.to_string(), "a port with as many above it as there are workers");
+        }
+    }
+    if let (Some(port), None) = (settings.first_announced_port, settings.first_port) {
+        let expected = "set only together with first_port, so that there is a port to forward to";
+        return wrong("first_announced_port", port.to_string(), expected);
     }
     for (name, value) in [
         ("heartbeat_every", settings.heartbeat_every),
@@ -214,13 +222,19 @@ fn config_of(settings: &EaSettings, worker: WorkerIndex) -> WorkerConfig {
     let port = settings.first_port.map_or(0, |first| first + worker.0);
     let mut config = WorkerConfig::new(SocketAddr::new(settings.media_ip, port));
     config.announced.clone_from(&settings.announced);
+    config.announced_port = settings.first_announced_port.map(|first| first + worker.0);
     config
 }
 
 /// Where the workers take packets, by index, separated by commas: what others probe to see whether this host still lives.
 fn address_of(settings: &EaSettings, workers: &[Worker]) -> String {
     let ip = |udp: SocketAddr| -> IpAddr { settings.announced.first().copied().unwrap_or(udp.ip()) };
-    let addresses = workers.iter().filter_map(|w| w.udp).map(|udp| SocketAddr::new(ip(udp), udp.port()));
+    let port = |index: usize, udp: SocketAddr| match settings.first_announced_port {
+        Some(first) => first + index as u16,
+        None => udp.port(),
+    };
+    let bound = workers.iter().enumerate().filter_map(|(index, w)| Some((index, w.udp?)));
+    let addresses = bound.map(|(index, udp)| SocketAddr::new(ip(udp), port(index, udp)));
     addresses.map(|a| a.to_string()).collect::<Vec<_>>().join(",")
 }
 

@@ -185,6 +185,22 @@ async fn an_ea_registers_says_how_it_is_and_leaves() {
 }
 
 #[tokio::test]
+async fn behind_a_nat_the_forwarded_ports_are_what_others_are_told() {
+    let forwarded = EaSettings { first_port: Some(41_000), first_announced_port: Some(50_000), ..settings() };
+    let world = World::new(forwarded.clone());
+    let ea = world.start().await;
+    assert_eq!(world.own().await.0.address, "127.0.0.1:50000,127.0.0.1:50001");
+    ea.stop().await;
+    for (wrong, name) in [
+        (EaSettings { first_port: None, ..forwarded.clone() }, "first_announced_port"),
+        (EaSettings { first_announced_port: Some(u16::MAX), ..forwarded }, "first_announced_port"),
+    ] {
+        let refused = World::new(wrong).try_start().await;
+        assert!(matches!(refused, Err(EaError::Setting { name: seen, .. }) if seen == name));
+    }
+}
+
+#[tokio::test]
 async fn what_the_log_ends_ends_in_the_worker_and_the_fold_is_the_log() {
     let world = World::new(settings());
     let _ea = world.start().await;

@@ -57,6 +57,9 @@ pub struct EaSettings {
     pub media_ip: IpAddr,
     /// Addresses put into candidates, for a host behind NAT; empty means `media_ip`.
     pub announced: Vec<IpAddr>,
+    /// Worker i is announced at this UDP port plus i, for a host behind a NAT that forwards other ports; none announces the port it
+    /// has. Needs `first_port`: nobody can forward to a port that the kernel chooses.
+    pub first_announced_port: Option<u16>,
     /// Worker i binds this UDP port plus i; none lets the kernel choose, and a replaced worker asks for the port its predecessor had.
     pub first_port: Option<u16>,
     /// See [`HEARTBEAT_EVERY`].
@@ -90,6 +93,7 @@ impl EaSettings {
             worker_command,
             media_ip: IpAddr::V4(Ipv4Addr::LOCALHOST),
             announced: Vec::new(),
+            first_announced_port: None,
             first_port: None,
             heartbeat_every: HEARTBEAT_EVERY,
             ping_every: PING_EVERY,

@@ -36,6 +36,9 @@ pub struct WorkerConfig {
     /// Addresses to put in candidates, for a worker behind NAT or with several; empty means the IP of `listen`.
     #[serde(default)]
     pub announced: Vec<IpAddr>,
+    /// Port to put in candidates, for a worker behind a NAT that forwards another port to its own; none means the one it listens on.
+    #[serde(default)]
+    pub announced_port: Option<u16>,
     /// See [`DEFAULT_SOCKET_BUFFER_BYTES`].
     #[serde(default = "default_socket_buffer")]
     pub socket_buffer_bytes: usize,
@@ -53,6 +56,7 @@ impl WorkerConfig {
         Self {
             listen,
             announced: Vec::new(),
+            announced_port: None,
             socket_buffer_bytes: DEFAULT_SOCKET_BUFFER_BYTES,
             max_transports: DEFAULT_MAX_TRANSPORTS,
             ice_consent_ms: ICE_CONSENT_MS,

@@ -85,7 +85,7 @@ impl Worker {
     ) -> Result<Self, DtlsError> {
         let provider = rtc_srtp::crypto::default_provider().map_err(|e| DtlsError::Setup(e.to_string()))?;
         let dtls = DtlsContext::new(provider.clone())?;
-        let candidates = candidates(&config.announced, udp);
+        let candidates = candidates(&config.announced, config.announced_port, udp);
         Ok(Self {
             config,
             epoch: now,
@@ -343,7 +343,7 @@ impl Worker {
 }
 
 /// Host candidates, the first announced address with the highest priority (RFC 8445 §5.1.2).
-fn candidates(announced: &[IpAddr], udp: SocketAddr) -> Vec<IceCandidate> {
+fn candidates(announced: &[IpAddr], port: Option<u16>, udp: SocketAddr) -> Vec<IceCandidate> {
     let listen = [udp.ip()];
     let addresses = if announced.is_empty() { &listen } else { announced };
     addresses
@@ -358,7 +358,7 @@ fn candidates(announced: &[IpAddr], udp: SocketAddr) -> Vec<IceCandidate> {
                 address: ip.to_string(),
                 ip: ip.to_string(),
                 protocol: "udp".into(),
-                port: udp.port(),
+                port: port.unwrap_or(udp.port()),
                 kind: "host".into(),
                 tcp_type: None,
             }
@@ -374,11 +374,12 @@ mod tests {
     fn announced_addresses_become_candidates_in_their_order() {
         let announced: Vec<IpAddr> = vec!["203.0.113.1".parse().unwrap(), "2001:db8::1".parse().unwrap()];
         let listen = "0.0.0.0:4444".parse().unwrap();
-        let made = candidates(&announced, listen);
+        let made = candidates(&announced, None, listen);
         let seen: Vec<_> = made.iter().map(|c| (c.address.as_str(), c.ip.as_str(), c.port)).collect();
         assert_eq!(seen, [("203.0.113.1", "203.0.113.1", 4444), ("2001:db8::1", "2001:db8::1", 4444)]);
         assert!(made[0].priority > made[1].priority && made[0].foundation != made[1].foundation);
-        assert_eq!(candidates(&[], "192.0.2.7:5".parse().unwrap())[0].address, "192.0.2.7");
+        let made = &candidates(&[], Some(6), "192.0.2.7:5".parse().unwrap())[0];
+        assert_eq!((made.address.as_str(), made.port), ("192.0.2.7", 6), "a forwarded port");
     }
 
     #[test]
