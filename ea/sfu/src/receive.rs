@@ -19,6 +19,13 @@ use crate::{
 };
 use roomlog_bus::ortc::MediaKind;
 
+/// Loss, in 1/256 of the packets of the last report, from which on each repair is sent twice (2 %): a repair that is lost as well is asked
+/// for again only after 100 ms, when the picture has stopped.
+const REPAIR_TWICE_FROM: u8 = 5;
+
+/// And up to which (25 %). Where more is lost the way is most likely full, and copies would make it fuller.
+const REPAIR_TWICE_TO: u8 = 64;
+
 impl Worker {
     /// An RTP packet from a client.
     pub(crate) fn on_rtp(&mut self, now: Instant, key: Key<Transport>, bytes: &[u8]) {
@@ -260,15 +267,19 @@ impl Worker {
         let since_epoch = now.saturating_duration_since(self.epoch);
         consumer.nacks += 1;
         let pause = consumer.round_trip.unwrap_or(DEFAULT_RESEND).max(Duration::from_millis(10));
+        let copies =
+            if (REPAIR_TWICE_FROM..=REPAIR_TWICE_TO).contains(&consumer.fraction_lost) { 2 } else { 1 };
         for sequence in rtcp::nack_sequences(pairs) {
             consumer.nacked += 1;
             match consumer.history.again(now, sequence, pause) {
                 Some(Again::Rtx(sent)) => {
-                    let stamps = transport.stamps(since_epoch, consumer.uses_transport_cc());
-                    consumer.write(&sent.packet, &sent.how, &stamps, true, &mut self.scratch);
-                    if transport.send_rtp(now, &self.scratch, &mut self.outbox).is_some() {
-                        consumer.retransmitted += 1;
-                        transport.counters.rtx_bytes_sent += self.scratch.len() as u64;
+                    consumer.retransmitted += 1;
+                    for _ in 0..copies {
+                        let stamps = transport.stamps(since_epoch, consumer.uses_transport_cc());
+                        consumer.write(&sent.packet, &sent.how, &stamps, true, &mut self.scratch);
+                        if transport.send_rtp(now, &self.scratch, &mut self.outbox).is_some() {
+                            transport.counters.rtx_bytes_sent += self.scratch.len() as u64;
+                        }
                     }
                 }
                 Some(Again::Identical(bytes)) => {

@@ -193,7 +193,7 @@ impl RecvStream {
         }
         let place = self.unroller.unroll(sequence);
         self.first.get_or_insert(place);
-        let arrival = if self.use_nack { self.nack.arrived(now, place) } else { Arrival::New };
+        let arrival = if self.use_nack { self.nack.arrived(now, place, rtx) } else { Arrival::New };
         if arrival != Arrival::Old {
             self.packets += 1;
             self.bytes += bytes as u64;

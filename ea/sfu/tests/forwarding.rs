@@ -160,6 +160,36 @@ fn a_packet_lost_on_the_way_out_is_sent_again_on_rtx() {
 }
 
 #[test]
+fn on_a_lossy_way_a_repair_is_sent_twice_and_on_a_full_one_not() {
+    let mut world = World::new();
+    let (mut alice, mut bob) =
+        (Client::connected(&mut world, "a", 5001), Client::connected(&mut world, "b", 5002));
+    let producer = produce(&mut world, &alice, "p", MediaKind::Video, single());
+    let (consumer, params) = consume(&mut world, &bob, "c", &producer);
+    let ssrc = params.encodings[0].ssrc.unwrap();
+    for number in 1..=20 {
+        alice.send_frame(number, number == 1);
+    }
+    world.settle(&mut [&mut alice, &mut bob]);
+    let got = bob.take_rtp();
+    // In 1/256: nothing, 5 %, half.
+    for (index, (fraction_lost, copies)) in [(0, 1), (13, 2), (128, 1)].into_iter().enumerate() {
+        let mut compound = Vec::new();
+        let block = rtcp::ReportBlock { ssrc, fraction_lost, ..Default::default() };
+        rtcp::write_receiver_report(&mut compound, 9, &[block]);
+        let asked = got[index].header.sequence;
+        rtcp::write_nack(&mut compound, 9, ssrc, &[NackPair { first: asked, mask: 0 }]);
+        bob.send_rtcp(&compound);
+        world.settle(&mut [&mut alice, &mut bob]);
+        let again = bob.take_rtp();
+        assert_eq!(again.len(), copies, "{fraction_lost}/256 lost");
+        assert!(again.iter().all(|p| p.payload()[..2] == asked.to_be_bytes()));
+    }
+    let stats = world.stats(MediaObject::Consumer(consumer));
+    assert_eq!(stats[0]["packetsRetransmitted"], 3, "packets are counted, not copies");
+}
+
+#[test]
 fn without_rtx_the_same_bytes_are_sent_again() {
     let mut world = World::new();
     let (mut alice, mut bob) =
