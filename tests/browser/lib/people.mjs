@@ -36,14 +36,14 @@ export async function openPage(browser, { phone = false } = {}) {
   return page;
 }
 
-export const address = (server, room, name, more = '') =>
-  `${server.url}/?room=${encodeURIComponent(room)}&name=${encodeURIComponent(name)}&video=${VIDEO}${more}`;
+export const address = (server, room, name, more = '', video = VIDEO) =>
+  `${server.url}/?room=${encodeURIComponent(room)}&name=${encodeURIComponent(name)}&video=${video}${more}`;
 
-export async function join(browser, server, room, name, { more = '', phone = false } = {}) {
+export async function join(browser, server, room, name, { more = '', phone = false, video = VIDEO } = {}) {
   const page = await openPage(browser, { phone });
   page.who = name;
   page.server = server;
-  await page.goto(address(server, room, name, `&join=1${more}`));
+  await page.goto(address(server, room, name, `&join=1${more}`, video));
   await until(page, 'being in the room', () => globalThis.__roomlog?.client?.status === 'joined', 10_000);
   return page;
 }

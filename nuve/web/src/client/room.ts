@@ -230,6 +230,11 @@ export class RoomClient extends Emitter<RoomEvents> {
     await this.#request(receiving ? 'resumeConsumer' : 'pauseConsumer', { consumerId: remoteId });
   }
 
+  /** What the server counts of a track we receive, of its way to us and of its way from the sender, in mediasoup's words. */
+  async serverStats(remoteId: string): Promise<Record<string, unknown>[]> {
+    return (await this.#request('getConsumerStats', { consumerId: remoteId })) as Record<string, unknown>[];
+  }
+
   /** The browser says the network is back, or the user is impatient. */
   retryNow(): void {
     this.#session?.retryNow();
