@@ -35,6 +35,15 @@ need_build_tools() {
   [ "$major" -ge 18 ] || die "Node.js $major is too old to bundle the page: 18 or newer is needed (Debian 12 has it)"
 }
 
+# Installs a cargo command of exactly this version into the target folder, unless it is there, and puts it first on the path.
+cargo_tool() {
+  local name=$1 version=$2 root=$PWD/target/tools
+  case ":$PATH:" in *":$root/bin:"*) ;; *) export PATH=$root/bin:$PATH ;; esac
+  [ -x "$root/bin/$name" ] && "$root/bin/$name" --version 2>/dev/null | grep -qw "$version" && return
+  say "cargo install $name $version, into target/tools"
+  cargo install --quiet --locked --root "$root" "$name@$version"
+}
+
 # Installs a folder's npm packages as its lock file says, unless that has been done since the lock file changed.
 npm_packages() {
   local stamp=$1/node_modules/.roomlog-lock
