@@ -2,6 +2,8 @@
 //!
 //! This crate knows no role: it defines what NUVE, EC and EA share. The module list is the map.
 
+#![forbid(unsafe_code)]
+
 pub mod bus;
 pub mod commit;
 pub mod conformance;

@@ -1,5 +1,7 @@
 //! `roomlog`: one binary, a subcommand per role.
 
+#![forbid(unsafe_code)]
+
 mod identity;
 mod replay;
 mod settings;

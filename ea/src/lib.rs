@@ -4,6 +4,8 @@
 //! told. Around them: [`worker`] and the slots that keep workers alive, the registrar that writes the node's own stream, and the agent's
 //! loop that carries inputs in and effects out.
 
+#![forbid(unsafe_code)]
+
 pub mod agent;
 #[cfg(test)]
 mod agent_tests;

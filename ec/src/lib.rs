@@ -6,6 +6,8 @@
 //!    └──── frames ─────────┘
 //! ```
 
+#![forbid(unsafe_code)]
+
 mod credentials;
 pub mod decide;
 mod eas;

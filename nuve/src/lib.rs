@@ -4,6 +4,8 @@
 //! differently is decided by an append with an expected version. [`start`] registers the node; [`Nuve::router`] is its whole HTTP
 //! interface, to be served wherever the process binds.
 
+#![forbid(unsafe_code)]
+
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use axum::Router;

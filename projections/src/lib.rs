@@ -2,6 +2,8 @@
 //!
 //! Everything that has state in Roomlog gets it from here; a state nobody can fold from the log does not exist.
 
+#![forbid(unsafe_code)]
+
 pub mod checkpoint;
 pub mod directory;
 pub mod node;

@@ -1,5 +1,7 @@
 //! What the cluster tests share: a cell of nodes in this process, the real binary as a process, an HTTP caller and a signalling client.
 
+#![forbid(unsafe_code)]
+
 pub mod cell;
 pub mod gate;
 pub mod http;

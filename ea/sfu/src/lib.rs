@@ -13,6 +13,8 @@
 //!                    └─ consumer ─ rewrite, history, codec
 //! ```
 
+#![forbid(unsafe_code)]
+
 mod arena;
 mod codec;
 mod commands;

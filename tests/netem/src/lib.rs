@@ -7,6 +7,8 @@
 //!
 //! [`link`] decides by seed and says when each datagram arrives, without IO; [`relay`] moves datagrams between sockets by that.
 
+#![forbid(unsafe_code)]
+
 pub mod link;
 pub mod relay;
 

@@ -11,6 +11,8 @@
 //!
 //! Ends when stdin does.
 
+#![forbid(unsafe_code)]
+
 use std::net::SocketAddr;
 
 use anyhow::{Context, bail};
