@@ -47,6 +47,10 @@ fn every_crate_forbids_unsafe_code() {
     for root in roots.iter().filter(|root| !root.starts_with("tests/fuzz/")) {
         let manifest = base.join(root).parent().unwrap().parent().unwrap().join("Cargo.toml");
         let text = fs::read_to_string(&manifest).unwrap();
-        assert!(text.contains("[lints]\nworkspace = true"), "{} leaves the workspace's lints out", manifest.display());
+        assert!(
+            text.contains("[lints]\nworkspace = true"),
+            "{} leaves the workspace's lints out",
+            manifest.display()
+        );
     }
 }
