@@ -89,5 +89,13 @@ fn log_to_stderr(filter: Option<&str>) {
         eprintln!("roomlog: the log filter does not read ({error}); using {DEFAULT_LOG}");
         EnvFilter::new(DEFAULT_LOG)
     });
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
+    use tracing_subscriber::{Layer as _, layer::SubscriberExt as _, util::SubscriberInitExt as _};
+    // Whatever is asked for: below `info` the WebSocket crate writes whole frames, with tokens, resume keys and ICE passwords in them.
+    let tells_frames =
+        |target: &str| target.starts_with("tungstenite") || target.starts_with("tokio_tungstenite");
+    let no_frames = tracing_subscriber::filter::filter_fn(move |metadata| {
+        *metadata.level() <= tracing::Level::INFO || !tells_frames(metadata.target())
+    });
+    let out = tracing_subscriber::fmt::layer().with_writer(std::io::stderr);
+    tracing_subscriber::registry().with(filter).with(out.with_filter(no_frames)).init();
 }
