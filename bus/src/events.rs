@@ -436,6 +436,10 @@ catalogue! {
         workers: u16,
         /// The build.
         version: String,
+        /// With this password, and the user name fragment `probe`, the workers of an EA answer binding requests (RFC 8445): a sign of
+        /// life when the EA itself is not heard.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        probe: Option<String>,
     }
     /// It was silent for too long.
     NodeLost = 1 {

@@ -20,6 +20,7 @@ pub mod ortc;
 pub mod republish;
 pub mod rpc;
 pub mod sled_journal;
+pub mod stun;
 pub mod subject;
 pub mod time;
 pub mod token;

@@ -140,6 +140,13 @@ pub enum EcAnswer {
 pub enum NuveRequest {
     /// The public keys tokens are signed with. Answer: [`NuveAnswer::Keys`].
     TokenKeys,
+    /// Write down that an EC or an EA is draining. Answer: [`NuveAnswer::Draining`].
+    Drain {
+        /// Which node.
+        node: StreamId,
+        /// How long it may take; what is left then is moved.
+        within: Duration,
+    },
 }
 
 /// From a NUVE.
@@ -151,6 +158,8 @@ pub enum NuveAnswer {
         /// Key id (`kid` in the token's header) and the 32 bytes of the Ed25519 public key (RFC 8032).
         keys: Vec<(String, Vec<u8>)>,
     },
+    /// It is written down.
+    Draining,
 }
 
 /// Why a command was not carried out.

@@ -76,6 +76,11 @@ impl Subject {
         Self(format!("roomlog.hb.{node}").into())
     }
 
+    /// Questions to the observer in `node`: whether it heard another node lately.
+    pub fn heard(node: &StreamId) -> Self {
+        Self(format!("roomlog.heard.{node}").into())
+    }
+
     /// As text.
     pub fn as_str(&self) -> &str {
         &self.0

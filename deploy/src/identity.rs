@@ -26,6 +26,17 @@ pub struct NodeIds {
 }
 
 impl NodeIds {
+    /// The same, all called `id` if one is given: for a node with a name of its own, such as a pod's.
+    pub fn named(self, id: Option<&str>) -> anyhow::Result<Self> {
+        let Some(id) = id else { return Ok(self) };
+        let wrong = || format!("--id {id:?}: an id has letters, digits, `_` and `-`");
+        Ok(Self {
+            ec: EcId::new(id).with_context(wrong)?,
+            ea: EaId::new(id).with_context(wrong)?,
+            nuve: NuveId::new(id).with_context(wrong)?,
+        })
+    }
+
     /// The ids kept in `data`, made now if there are none.
     pub fn load_or_make(data: &Path, env: &Env) -> anyhow::Result<Self> {
         let path = data.join("nodes.toml");

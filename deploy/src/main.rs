@@ -2,18 +2,19 @@
 
 #![forbid(unsafe_code)]
 
+mod drain;
 mod identity;
+mod node;
 mod replay;
 mod settings;
-mod up;
 
 use std::{path::PathBuf, process::ExitCode};
 
-use clap::{Parser, Subcommand};
+use clap::{Args, Parser, Subcommand};
 use roomlog_bus::events::LOG_SCHEMA;
 use tracing_subscriber::EnvFilter;
 
-use crate::settings::Settings;
+use crate::{node::Role, settings::Settings};
 
 /// Version of the signalling protocol that clients speak: goes up when an old client would no longer work.
 const PROTOCOL_VERSION: u32 = 1;
@@ -37,14 +38,16 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Command {
-    /// Run all roles in one process, with the log and the bus built in.
-    Up {
-        /// A TOML file with settings: the names of the flags as keys. Environment and flags win over it.
-        #[arg(long, env = "ROOMLOG_CONFIG", value_name = "FILE")]
-        config: Option<PathBuf>,
-        #[command(flatten)]
-        settings: Box<Settings>,
-    },
+    /// Run all roles in one process, with the log and the bus built in, or on NATS.
+    Up(NodeArgs),
+    /// Run the HTTP front alone, as one node of a cluster on NATS.
+    Nuve(NodeArgs),
+    /// Run a signalling gateway alone, as one node of a cluster on NATS.
+    Ec(NodeArgs),
+    /// Run a media host alone, as one node of a cluster on NATS.
+    Ea(NodeArgs),
+    /// Tell a node of a cluster to take nothing new, and to end when it is empty or at a deadline.
+    Drain(drain::DrainArgs),
     /// Move packets. Started by an EA, which speaks with it over standard input and output.
     #[command(hide = true)]
     SfuWorker,
@@ -52,10 +55,26 @@ enum Command {
     Replay(replay::ReplayArgs),
 }
 
+#[derive(Args)]
+struct NodeArgs {
+    /// A TOML file with settings: the names of the flags as keys. Environment and flags win over it.
+    #[arg(long, env = "ROOMLOG_CONFIG", value_name = "FILE")]
+    config: Option<PathBuf>,
+    #[command(flatten)]
+    settings: Box<Settings>,
+}
+
 fn main() -> ExitCode {
     let cli = Cli::parse();
     let result = match cli.command {
-        Command::Up { config, settings } => run_up(config, *settings),
+        Command::Up(args) => run_node(Role::Up, args),
+        Command::Nuve(args) => run_node(Role::Nuve, args),
+        Command::Ec(args) => run_node(Role::Ec, args),
+        Command::Ea(args) => run_node(Role::Ea, args),
+        Command::Drain(args) => {
+            log_to_stderr(Some("warn"));
+            drain::run(args)
+        }
         Command::SfuWorker => {
             log_to_stderr(std::env::var("ROOMLOG_LOG").ok().as_deref());
             roomlog_sfu::run_worker().map(|()| ExitCode::SUCCESS).map_err(Into::into)
@@ -71,14 +90,14 @@ fn main() -> ExitCode {
     })
 }
 
-fn run_up(config: Option<PathBuf>, settings: Settings) -> anyhow::Result<ExitCode> {
-    let settings = settings.over_file(config.as_deref())?;
+fn run_node(role: Role, args: NodeArgs) -> anyhow::Result<ExitCode> {
+    let settings = args.settings.over_file(args.config.as_deref())?;
     log_to_stderr(settings.log.as_deref());
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
-    runtime.block_on(up::run(settings))?;
+    let result = runtime.block_on(node::run(role, settings));
     // Blocking reads of the log that nobody waits for any more must not hold up the end.
     runtime.shutdown_background();
-    Ok(ExitCode::SUCCESS)
+    result.map(|()| ExitCode::SUCCESS)
 }
 
 /// rtc_dtls warns of every extension of a ClientHello that it does not know, and browsers send several.

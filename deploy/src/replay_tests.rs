@@ -34,6 +34,7 @@ async fn folder(data: &Path, tamper: impl FnOnce(&mut Vec<Event>)) -> SledJourna
         address: "ws://127.0.0.1:1".into(),
         workers: 0,
         version: "0".into(),
+        probe: None,
     };
     of_ec.append(StreamId::from(&ec), None, Draft::default(), &[registered.into()]).await.unwrap();
 

@@ -1,4 +1,4 @@
-//! The settings of `roomlog up`, from three places of rising strength: a TOML file, the environment, flags.
+//! The settings of a node, whichever roles it plays, from three places of rising strength: a TOML file, the environment, flags.
 //!
 //! Every field is one setting; its doc comment is its reference, shown by `roomlog up --help` and kept in `docs/settings.md`.
 
@@ -9,6 +9,7 @@ use std::{
 
 use anyhow::Context;
 use clap::Args;
+use roomlog_bus::nats::{Credentials, NatsSettings, Tls};
 use serde::Deserialize;
 
 /// Where `up` keeps everything, unless told otherwise: beside where it is started, so that two trials do not meet.
@@ -18,7 +19,7 @@ pub const DEFAULT_LISTEN: &str = "127.0.0.1:7880";
 /// With `--lan`: every address of the machine.
 pub const DEFAULT_LISTEN_LAN: &str = "0.0.0.0:7880";
 
-/// Settings of `roomlog up`, none of which is required.
+/// Settings of a node, none of which is required.
 #[derive(Debug, Clone, Default, PartialEq, Args, Deserialize)]
 #[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
 pub struct Settings {
@@ -76,6 +77,36 @@ pub struct Settings {
     /// Whether the demo service exists, with which the page works at once. [default: true; say false on a machine strangers reach]
     #[arg(long, env = "ROOMLOG_DEMO", num_args = 0..=1, default_missing_value = "true", value_name = "BOOL")]
     pub demo: Option<bool>,
+    /// NATS servers with JetStream that carry the bus and the log, several separated by commas: the node is one of a cluster. [default:
+    /// none; bus and log are built in]
+    #[arg(long, env = "ROOMLOG_NATS", value_name = "URL", value_delimiter = ',')]
+    pub nats: Option<Vec<String>>,
+    /// A NATS `.creds` file. User and password may stand in the URL instead. [default: none]
+    #[arg(long, env = "ROOMLOG_NATS_CREDS", value_name = "FILE")]
+    pub nats_creds: Option<PathBuf>,
+    /// PEM file of the authority that signed the NATS servers' certificates; asks for TLS. [default: none]
+    #[arg(long, env = "ROOMLOG_NATS_CA", value_name = "FILE")]
+    pub nats_ca: Option<PathBuf>,
+    /// PEM file of this node's certificate for NATS, with --nats-key. [default: none]
+    #[arg(long, env = "ROOMLOG_NATS_CERT", value_name = "FILE", requires = "nats_key")]
+    pub nats_cert: Option<PathBuf>,
+    /// PEM file of the key to --nats-cert. [default: none]
+    #[arg(long, env = "ROOMLOG_NATS_KEY", value_name = "FILE", requires = "nats_cert")]
+    pub nats_key: Option<PathBuf>,
+    /// NATS servers that keep each commit. [default: 1; a NATS cluster of three wants 3, so that one may die]
+    #[arg(long, env = "ROOMLOG_NATS_REPLICAS", value_name = "N")]
+    pub nats_replicas: Option<u8>,
+    /// Partitions of the log in JetStream, the same for all nodes and fixed when the cluster is made. [default: 4, so that four cores
+    /// can each follow one]
+    #[arg(long, env = "ROOMLOG_PARTITIONS", value_name = "N")]
+    pub partitions: Option<u16>,
+    /// Id of this node. [default: a random one, made at first start and kept in the data folder]
+    #[arg(long, env = "ROOMLOG_ID", value_name = "ID")]
+    pub id: Option<String>,
+    /// WebSocket URL at which clients reach this EC, such as wss://ec1.example/signal. [default: the address it listens on; with `up`,
+    /// whatever address NUVE was asked at]
+    #[arg(long, env = "ROOMLOG_EC_URL", value_name = "URL")]
+    pub ec_url: Option<String>,
     /// Bytes of log after which a segment is closed. [default: 67108864; only the newest segment is read through at a start]
     #[arg(long, env = "ROOMLOG_SEGMENT_BYTES", value_name = "N")]
     pub segment_bytes: Option<u64>,
@@ -115,9 +146,33 @@ impl Settings {
             api_per_s: self.api_per_s.or(base.api_per_s),
             admin_key: self.admin_key.or(base.admin_key),
             demo: self.demo.or(base.demo),
+            nats: self.nats.or(base.nats),
+            nats_creds: self.nats_creds.or(base.nats_creds),
+            nats_ca: self.nats_ca.or(base.nats_ca),
+            nats_cert: self.nats_cert.or(base.nats_cert),
+            nats_key: self.nats_key.or(base.nats_key),
+            nats_replicas: self.nats_replicas.or(base.nats_replicas),
+            partitions: self.partitions.or(base.partitions),
+            id: self.id.or(base.id),
+            ec_url: self.ec_url.or(base.ec_url),
             segment_bytes: self.segment_bytes.or(base.segment_bytes),
             log: self.log.or(base.log),
         }
+    }
+
+    /// How NATS is reached, if it is.
+    pub fn nats(&self) -> anyhow::Result<Option<NatsSettings>> {
+        let Some(servers) = &self.nats else { return Ok(None) };
+        anyhow::ensure!(!servers.is_empty(), "--nats names no server");
+        let mut nats = NatsSettings::new(servers.iter().cloned());
+        if let Some(file) = &self.nats_creds {
+            nats.credentials = Credentials::File(file.clone());
+        }
+        if self.nats_ca.is_some() || self.nats_cert.is_some() {
+            let client = self.nats_cert.clone().zip(self.nats_key.clone());
+            nats.tls = Some(Tls { ca: self.nats_ca.clone(), client });
+        }
+        Ok(Some(nats))
     }
 
     /// The data folder.

@@ -106,7 +106,12 @@ pub async fn start_with(
     let id = settings.id.clone();
     check(&settings)?;
     let stream = StreamId::from(&id);
-    let mut registrar = Registrar::open(id.clone(), journal.clone(), env).await?;
+    let probe = env.draw(|rng| {
+        let mut password = [0; 16];
+        rng.fill_bytes(&mut password);
+        password.iter().map(|byte| format!("{byte:02x}")).collect::<String>()
+    });
+    let mut registrar = Registrar::open(id.clone(), journal.clone(), env.clone(), probe.clone()).await?;
 
     let (stop, stopping) = watch::channel(false);
     let (events, mut from_slots) = mpsc::channel(SLOT_QUEUE);
@@ -118,7 +123,7 @@ pub async fn start_with(
         let slot = Slot {
             worker,
             generation: registrar.next_generation(worker),
-            config: config_of(&settings, worker),
+            config: WorkerConfig { probe_password: probe.clone(), ..config_of(&settings, worker) },
             settings: settings.clone(),
             spawner: spawner.clone(),
             events: events.clone(),
@@ -164,6 +169,7 @@ pub async fn start_with(
     let agent = Agent {
         core: Core::new(id.clone(), incarnation, limits, &generations),
         id: id.clone(),
+        env,
         stream,
         journal,
         started: Instant::now(),
@@ -304,6 +310,7 @@ type Loaded = (RoomId, Option<Vec<Arc<Commit>>>);
 struct Agent {
     core: Core<Message>,
     id: EaId,
+    env: Env,
     stream: StreamId,
     journal: Arc<dyn Journal>,
     started: Instant,
@@ -350,7 +357,13 @@ impl Agent {
                     Ok((room, commits)) => self.input(Input::Loaded { room, commits }),
                     Err(error) => tracing::error!(%error, "reading a room's stream panicked; its room waits for the next commit"),
                 },
-                _ = tick.tick() => self.input(Input::Tick),
+                _ = tick.tick() => {
+                    self.input(Input::Tick);
+                    if self.core.is_drained(self.env.now()) {
+                        tracing::info!(ea = %self.id, "drained");
+                        break;
+                    }
+                }
                 _ = heartbeat.tick() => self.heartbeat(),
             }
         }

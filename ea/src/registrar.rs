@@ -58,13 +58,15 @@ pub struct Registrar {
     generations: BTreeMap<WorkerIndex, u64>,
     /// What this process is registered as; none before it is.
     incarnation: Option<Incarnation>,
+    /// The password with which others may ask its workers whether they live.
+    probe: String,
     address: String,
     workers: u16,
 }
 
 impl Registrar {
     /// Folds the node's own stream.
-    pub async fn open(id: EaId, journal: Arc<dyn Journal>, env: Env) -> Result<Self, EaError> {
+    pub async fn open(id: EaId, journal: Arc<dyn Journal>, env: Env, probe: String) -> Result<Self, EaError> {
         let mut registrar = Self {
             stream: StreamId::from(&id),
             id,
@@ -73,6 +75,7 @@ impl Registrar {
             state: NodeState::default(),
             generations: BTreeMap::new(),
             incarnation: None,
+            probe,
             address: String::new(),
             workers: 0,
         };
@@ -102,6 +105,7 @@ impl Registrar {
                 address: self.address.clone(),
                 workers: self.workers,
                 version: env!("CARGO_PKG_VERSION").into(),
+                probe: Some(self.probe.clone()),
             };
             let mut events: Vec<Event> = vec![registered.into()];
             events.extend(
@@ -267,7 +271,9 @@ mod tests {
     use super::*;
 
     async fn open(journal: &Arc<dyn Journal>) -> Registrar {
-        Registrar::open(EaId::new("ea").unwrap(), journal.clone(), Env::system()).await.unwrap()
+        Registrar::open(EaId::new("ea").unwrap(), journal.clone(), Env::system(), String::new())
+            .await
+            .unwrap()
     }
 
     fn started(generation: u64) -> Event {

@@ -88,6 +88,10 @@ impl Verifier {
                 self.keys.write().unwrap_or_else(PoisonError::into_inner).extend(TokenKeys::new(keys));
                 true
             }
+            Ok(NuveAnswer::Draining) => {
+                tracing::warn!("NUVE answered something else than its token keys");
+                false
+            }
             Err(error) => {
                 tracing::warn!(%error, "NUVE's token keys could not be fetched");
                 false

@@ -490,36 +490,35 @@ pub fn owns(state: &RoomState, facts: &Facts) -> bool {
 }
 
 fn place(state: &RoomState, reason: &str, facts: &Facts) -> Result<Vec<Event>, Refusal> {
-    match &state.owner {
-        Some(owner) if owner.ec == facts.ec && owner.incarnation == facts.incarnation => Ok(Vec::new()),
+    let mut events = match &state.owner {
+        // NUVE has placed it here.
+        Some(owner) if owner.ec == facts.ec && owner.incarnation == facts.incarnation => Vec::new(),
         // Only an earlier start of this very EC may be succeeded here; giving a room to another EC is NUVE's.
-        Some(owner) if owner.ec == facts.ec && owner.incarnation < facts.incarnation => {
-            let mut events = vec![
-                RoomPlaced {
-                    ec: facts.ec.clone(),
-                    incarnation: facts.incarnation,
-                    epoch: owner.epoch.next(),
+        Some(owner) if owner.ec == facts.ec && owner.incarnation < facts.incarnation => vec![
+            RoomPlaced {
+                ec: facts.ec.clone(),
+                incarnation: facts.incarnation,
+                epoch: owner.epoch.next(),
+                reason: reason.to_owned(),
+            }
+            .into(),
+        ],
+        _ => return Err(Refusal::WrongHost),
+    };
+    // The sockets of the earlier owner are gone with it: the resume time of everybody begins now.
+    for (client, c) in &state.clients {
+        if c.resume_until.is_none() {
+            events.push(
+                ClientDisconnected {
+                    client: client.clone(),
                     reason: reason.to_owned(),
+                    resume_until: facts.now.plus_millis(facts.resume_ms),
                 }
                 .into(),
-            ];
-            // The sockets of the earlier start are gone with it: the resume time of everybody begins now.
-            for (client, c) in &state.clients {
-                if c.resume_until.is_none() {
-                    events.push(
-                        ClientDisconnected {
-                            client: client.clone(),
-                            reason: reason.to_owned(),
-                            resume_until: facts.now.plus_millis(facts.resume_ms),
-                        }
-                        .into(),
-                    );
-                }
-            }
-            Ok(events)
+            );
         }
-        _ => Err(Refusal::WrongHost),
     }
+    Ok(events)
 }
 
 /// These clients leave, and the room closes behind the last one.

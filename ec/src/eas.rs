@@ -3,7 +3,6 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
-    time::{Duration, Instant},
 };
 
 use roomlog_bus::{
@@ -11,29 +10,40 @@ use roomlog_bus::{
     ids::{EaId, Incarnation, RoomId},
     rpc::Heartbeat,
 };
-use roomlog_projections::{directory::LiveDirectory, node::NodePhase};
+use roomlog_projections::{
+    directory::LiveDirectory,
+    membership::{Health, Observer},
+    node::NodePhase,
+};
 
 use crate::select::EaView;
-
-/// An EA that has been silent this long is in disconnect tolerance and takes no new room: three missed heartbeats.
-pub const SUSPECTED_AFTER: Duration = Duration::from_secs(3);
 
 /// The list. Clones share it.
 #[derive(Clone)]
 pub struct Eas {
     directory: LiveDirectory,
+    observer: Arc<Observer>,
     inner: Arc<Mutex<BTreeMap<EaId, Known>>>,
 }
 
 #[derive(Default)]
 struct Known {
-    heard: Option<Instant>,
-    draining: bool,
+    /// A request to it found no answer: until it is heard again it takes no part.
+    unanswering: bool,
     /// Rooms of this EC on it, from the moment it is picked.
     own: BTreeSet<RoomId>,
     /// What it last said it had, and how many of ours that could include.
     reported: u64,
     own_when_reported: u64,
+}
+
+/// An EA, as the log and its heartbeats have it.
+struct Registered {
+    ea: EaId,
+    incarnation: Incarnation,
+    phase: NodePhase,
+    workers: usize,
+    health: Health,
 }
 
 impl Known {
@@ -49,55 +59,48 @@ impl Known {
 }
 
 impl Eas {
-    /// An empty list over `directory`.
-    pub fn new(directory: LiveDirectory) -> Self {
-        Self { directory, inner: Arc::default() }
+    /// An empty list over `directory`, of EAs that `observer` hears.
+    pub fn new(directory: LiveDirectory, observer: Arc<Observer>) -> Self {
+        Self { directory, observer, inner: Arc::default() }
     }
 
     /// A heartbeat came.
-    pub fn heard(&self, heartbeat: &Heartbeat, now: Instant) {
+    pub fn heard(&self, heartbeat: &Heartbeat) {
         let Ok(ea) = EaId::new(heartbeat.node.id()) else { return };
         let mut inner = self.lock();
         let known = inner.entry(ea).or_default();
-        known.heard = Some(now);
-        known.draining = heartbeat.draining;
+        known.unanswering = false;
         known.report(heartbeat.rooms);
     }
 
     /// An EA answered with its current count of rooms.
-    pub fn reported(&self, ea: &EaId, rooms: u64, now: Instant) {
-        let mut inner = self.lock();
-        let known = inner.entry(ea.clone()).or_default();
-        known.heard = Some(now);
-        known.report(rooms);
+    pub fn reported(&self, ea: &EaId, rooms: u64) {
+        self.lock().entry(ea.clone()).or_default().report(rooms);
     }
 
     /// An EA does not answer: it takes no part until it is heard again.
     pub fn unanswering(&self, ea: &EaId) {
-        self.lock().entry(ea.clone()).or_default().heard = None;
+        self.lock().entry(ea.clone()).or_default().unanswering = true;
     }
 
     /// Everything known, sorted by id, and in the same breath `pick` chooses and the choice counts: two bursts never see the same gap.
     pub fn pick<T>(
         &self,
         room: &RoomId,
-        now: Instant,
         pick: impl FnOnce(&[EaView]) -> (Option<EaId>, T),
     ) -> (Option<EaId>, T) {
         let registered = self.registered();
         let mut inner = self.lock();
         let views: Vec<EaView> = registered
             .into_iter()
-            .map(|(ea, incarnation, phase, workers)| {
+            .map(|Registered { ea, incarnation, phase, workers, health }| {
                 let known = inner.entry(ea.clone()).or_default();
-                let heard = known.heard.is_some_and(|at| now.duration_since(at) < SUSPECTED_AFTER);
-                let excluded = match phase {
-                    NodePhase::Draining => Some("draining"),
-                    NodePhase::Lost | NodePhase::Left | NodePhase::Unknown => Some("gone"),
-                    NodePhase::Registered if known.draining => Some("draining"),
-                    NodePhase::Registered if workers == 0 => Some("no worker"),
-                    NodePhase::Registered if !heard => Some("suspected"),
-                    NodePhase::Registered => None,
+                let excluded = match (phase, health) {
+                    (NodePhase::Lost | NodePhase::Left | NodePhase::Unknown, _) => Some("gone"),
+                    (_, Health::Draining) => Some("draining"),
+                    _ if workers == 0 => Some("no worker"),
+                    (_, Health::Live) if !known.unanswering => None,
+                    _ => Some("suspected"),
                 };
                 EaView { rooms: known.rooms(), ea, incarnation, excluded }
             })
@@ -122,28 +125,26 @@ impl Eas {
     }
 
     /// Whether any EA could take a room now.
-    pub fn any(&self, now: Instant) -> bool {
+    pub fn any(&self) -> bool {
         let inner = self.lock();
-        self.registered().into_iter().any(|(ea, _, phase, workers)| {
-            phase == NodePhase::Registered
-                && workers > 0
-                && inner
-                    .get(&ea)
-                    .and_then(|k| k.heard)
-                    .is_some_and(|at| now.duration_since(at) < SUSPECTED_AFTER)
+        self.registered().into_iter().any(|Registered { ea, workers, health, .. }| {
+            health == Health::Live && workers > 0 && !inner.get(&ea).is_some_and(|known| known.unanswering)
         })
     }
 
-    fn registered(&self) -> Vec<(EaId, Incarnation, NodePhase, usize)> {
-        self.directory
-            .read()
-            .nodes
-            .iter()
-            .filter(|(stream, _)| stream.kind() == StreamKind::Ea)
-            .filter_map(|(stream, node)| {
-                Some((EaId::new(stream.id()).ok()?, node.incarnation, node.phase, node.generations.len()))
+    fn registered(&self) -> Vec<Registered> {
+        let directory = self.directory.read();
+        let eas = directory.nodes.iter().filter(|(stream, _)| stream.kind() == StreamKind::Ea);
+        eas.filter_map(|(stream, node)| {
+            Some(Registered {
+                ea: EaId::new(stream.id()).ok()?,
+                incarnation: node.incarnation,
+                phase: node.phase,
+                workers: node.generations.len(),
+                health: self.observer.health(stream, node),
             })
-            .collect()
+        })
+        .collect()
     }
 
     fn lock(&self) -> MutexGuard<'_, BTreeMap<EaId, Known>> {

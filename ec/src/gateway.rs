@@ -32,7 +32,7 @@ use tokio::{
 };
 
 use crate::{
-    Shared,
+    Current, Shared,
     credentials::{Unverified, hash_of, resume_key},
     decide::Refusal,
     metrics::Closed,
@@ -74,11 +74,12 @@ struct Parameters {
 }
 
 /// The routes of the gateway.
-pub(crate) fn router(shared: Arc<Shared>) -> Router {
-    Router::new().route(PATH, get(open)).route(METRICS_PATH, get(metrics)).with_state(shared)
+pub(crate) fn router(current: Current) -> Router {
+    Router::new().route(PATH, get(open)).route(METRICS_PATH, get(metrics)).with_state(current)
 }
 
-async fn metrics(State(shared): State<Arc<Shared>>) -> String {
+async fn metrics(State(current): State<Current>) -> String {
+    let shared = current.get();
     shared.metrics.render(shared.rooms.len())
 }
 
@@ -94,11 +95,12 @@ fn turned_away(shared: &Shared, response: Response) -> Response {
 }
 
 async fn open(
-    State(shared): State<Arc<Shared>>,
+    State(current): State<Current>,
     parameters: Result<Query<Parameters>, QueryRejection>,
     peer: Option<Extension<ConnectInfo<SocketAddr>>>,
     upgrade: Result<WebSocketUpgrade, WebSocketUpgradeRejection>,
 ) -> Response {
+    let shared = current.get();
     let Query(parameters) = match parameters {
         Ok(parameters) => parameters,
         Err(rejection) => return turned_away(&shared, rejection.into_response()),
@@ -114,8 +116,15 @@ async fn open(
             "this EC takes no more connections this second\n",
         );
     }
+    if shared.is_suspended() {
+        return later(
+            &shared,
+            StatusCode::SERVICE_UNAVAILABLE,
+            "the log is not reached; ask NUVE where the room is\n",
+        );
+    }
     // A client that resumes has its media already; a new one would find none.
-    if parameters.resume.is_none() && !shared.eas.any(Instant::now()) {
+    if parameters.resume.is_none() && !shared.eas.any() {
         return later(
             &shared,
             StatusCode::SERVICE_UNAVAILABLE,

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use roomlog_bus::ids::EcId;
+use roomlog_projections::membership::LivenessSettings;
 
 /// Settings of an EC.
 #[derive(Debug, Clone)]
@@ -40,6 +41,11 @@ pub struct EcSettings {
     pub inventory_every: Duration,
     /// How often heartbeats go out.
     pub heartbeat_every: Duration,
+    /// Without a confirmed round trip to the log for this long the rooms are read-only and their clients are told `suspended`. 8 s:
+    /// before the 10 s after which others may call this EC lost and give its rooms away.
+    pub suspend_after: Duration,
+    /// When a silent EA is asked, suspected and called lost.
+    pub liveness: LivenessSettings,
 }
 
 impl EcSettings {
@@ -62,6 +68,8 @@ impl EcSettings {
             stored_answers: 64,
             inventory_every: Duration::from_secs(30),
             heartbeat_every: Duration::from_secs(1),
+            suspend_after: Duration::from_secs(8),
+            liveness: LivenessSettings::default(),
         }
     }
 }

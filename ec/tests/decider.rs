@@ -52,6 +52,7 @@ impl World {
             address: "x".into(),
             workers,
             version: "0".into(),
+            probe: None,
         };
         world.write_other(&nuve(), &nuve(), None, vec![node(0).into()]);
         world.write_other(&ec(), &ec(), None, vec![node(0).into()]);

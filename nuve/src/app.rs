@@ -42,7 +42,7 @@ pub struct App {
     /// Keys of the other NUVE nodes, by the start of the node that told them.
     pub peer_keys: Mutex<BTreeMap<(StreamId, Incarnation), TokenKeys>>,
     /// Which ECs live.
-    pub ecs: Arc<Ecs>,
+    pub ecs: Ecs,
     /// Rate limits.
     pub limits: Limits,
     /// Counters.

@@ -11,19 +11,20 @@ use std::{collections::BTreeMap, sync::Arc, time::Duration};
 use axum::Router;
 use roomlog_bus::{
     bus::{Bus, Disconnected, Headers, Message},
-    commit::{Cause, Payload, StreamId, StreamKind, Writer},
+    commit::{Payload, StreamId, StreamKind},
     env::Env,
-    events::{Event, NodeLeft, NodeRegistered},
-    ids::{Incarnation, Version},
-    journal::{AppendError, Journal, ReadError, read_all},
-    log::{Draft, Log},
+    ids::Incarnation,
+    journal::Journal,
     rpc::Heartbeat,
     subject::Subject,
     token::SigningKey,
 };
-use roomlog_projections::{directory::LiveDirectory, node::NodeState, room::FoldError};
+use roomlog_projections::{
+    directory::LiveDirectory,
+    membership::{LivenessSettings, Observer, RegisterError, Registration, Watch, leave, register},
+};
 use tokio::{
-    sync::{Mutex, Semaphore, watch},
+    sync::{Mutex, Semaphore, mpsc, watch},
     task::JoinHandle,
 };
 
@@ -75,17 +76,9 @@ pub enum NuveError {
     /// The demo service.
     #[error(transparent)]
     Demo(#[from] services::DemoError),
-    /// The log does not read.
-    #[error("this node's own stream cannot be read: {0}")]
-    Read(#[from] ReadError),
-    /// The log does not fold.
-    #[error("this node's own stream does not fold: {0}")]
-    Fold(#[from] FoldError),
-    /// The log does not take the registration.
-    #[error(
-        "this node cannot be registered: {0}; if another process runs under the same id, give this one its own"
-    )]
-    Register(#[from] AppendError),
+    /// The node is not in the log.
+    #[error(transparent)]
+    Register(#[from] RegisterError),
     /// The bus is away.
     #[error("the bus cannot be listened to: {0}")]
     Bus(#[from] Disconnected),
@@ -117,7 +110,9 @@ pub async fn start(
         (None, None) => None,
     };
 
-    let log = register(&settings, &node, &journal, &env).await?;
+    let registration =
+        Registration { address: settings.public_url.clone().unwrap_or_default(), ..Registration::default() };
+    let log = register(&node, &journal, &env, registration).await?;
     let incarnation = log.writer().incarnation;
     let demo = match settings.demo {
         true => Some(services::DemoKeys::load_or_make(settings.data_dir.as_deref(), &env, &log).await?),
@@ -127,17 +122,16 @@ pub async fn start(
     let (stop, stopped) = watch::channel(false);
     let registered: Vec<_> = {
         let directory = directory.read();
-        let ecs = directory.nodes.iter().filter(|(node, _)| node.kind() == StreamKind::Ec);
-        ecs.map(|(node, state)| (node.clone(), state.incarnation)).collect()
+        directory.nodes.iter().map(|(node, state)| (node.clone(), state.incarnation)).collect()
     };
-    let (ecs, listening) = ecs::Ecs::start(
-        &*bus,
-        registered,
-        Duration::from_millis(settings.suspect_after_ms),
-        Duration::from_millis(settings.lost_after_ms),
-        stopped.clone(),
-    )
-    .await?;
+    let liveness = LivenessSettings {
+        suspect_after: Duration::from_millis(settings.suspect_after_ms),
+        lost_after: Duration::from_millis(settings.lost_after_ms),
+        ..LivenessSettings::default()
+    };
+    let (observer, listening) =
+        Observer::start(node.clone(), bus.clone(), registered, liveness, stopped.clone()).await?;
+    let ecs = ecs::Ecs::new(observer);
     let own = bus.subscribe(Subject::rpc(&node).into(), None).await?;
     let common = bus.subscribe(Subject::rpc_any(StreamKind::Nuve).into(), Some(tokens::QUEUE_GROUP)).await?;
 
@@ -160,10 +154,12 @@ pub async fn start(
         demo,
         stop: stopped.clone(),
     });
+    let (tell_lost, lost) = mpsc::channel(1);
     let tasks = vec![
         listening,
         tokio::spawn(tokens::serve_keys(app.clone(), own, common, stopped.clone())),
-        tokio::spawn(takeover::watch_ecs(app.clone(), stopped.clone())),
+        tokio::spawn(watch_ecs(&app).run(stopped.clone(), Some(tell_lost))),
+        tokio::spawn(takeover::take_over(app.clone(), lost, stopped.clone())),
         tokio::spawn(tend(app.clone(), stopped)),
     ];
     tracing::info!(node = %app.node, incarnation = incarnation.0, kid = app.signing.kid(), "NUVE started");
@@ -188,15 +184,7 @@ impl Nuve {
             let _ = task.await;
         }
         let app = self.app;
-        let goodbye = async {
-            let head = app.journal.head(&app.node).await.ok()?;
-            let draft = Draft { cause: Cause::of("stop"), ..Draft::default() };
-            let event = Event::from(NodeLeft { incarnation: app.incarnation });
-            app.log.append(app.node.clone(), head, draft, &[event]).await.ok()
-        };
-        if goodbye.await.is_none() {
-            tracing::warn!("the log did not take this node's goodbye: it will be counted as lost");
-        }
+        leave(&app.log).await;
     }
 }
 
@@ -222,28 +210,15 @@ fn signing_key(settings: &NuveSettings, env: &Env) -> Result<SigningKey, NuveErr
     Ok(SigningKey::from_seed(&seed))
 }
 
-/// Appends `NodeRegistered` for the next start of this node and gives the pen it writes with.
-async fn register(
-    settings: &NuveSettings,
-    node: &StreamId,
-    journal: &Arc<dyn Journal>,
-    env: &Env,
-) -> Result<Log, NuveError> {
-    let mut state = NodeState::default();
-    for commit in read_all(&**journal, node, Version(1)).await? {
-        state.apply_commit(&commit)?;
+fn watch_ecs(app: &App) -> Watch {
+    Watch {
+        kind: StreamKind::Ec,
+        observer: app.ecs.observer.clone(),
+        log: app.log.clone(),
+        directory: app.directory.clone(),
+        bus: app.bus.clone(),
+        media_probe: None,
     }
-    let incarnation = state.incarnation.next();
-    let log = Log::new(journal.clone(), env.clone(), Writer { node: node.clone(), incarnation });
-    let event = Event::from(NodeRegistered {
-        incarnation,
-        address: settings.public_url.clone().unwrap_or_default(),
-        workers: 0,
-        version: env!("CARGO_PKG_VERSION").to_owned(),
-    });
-    let draft = Draft { cause: Cause::of("start"), ..Draft::default() };
-    log.append(node.clone(), state.head, draft, &[event]).await?;
-    Ok(log)
 }
 
 /// What is done every second: the heartbeat; and now and then: forgetting who has been quiet.
@@ -265,7 +240,7 @@ async fn tend(app: AppState, mut stop: watch::Receiver<bool>) {
                 };
                 if let Err(error) = app.bus.publish(message).await {
                     // Cut off: that nobody is heard says nothing about them.
-                    app.ecs.restart_timers();
+                    app.ecs.observer.restart_timers();
                     tracing::debug!(%error, "no heartbeat was sent");
                 }
             }

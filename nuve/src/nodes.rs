@@ -1,17 +1,31 @@
 //! The nodes of the cluster as this NUVE sees them, and whether it is itself alive and ready.
 
+use std::time::Duration;
+
 use axum::{
     Json,
     extract::State,
     http::StatusCode,
     response::{IntoResponse, Response},
 };
-use roomlog_projections::node::NodePhase;
+use roomlog_bus::{
+    commit::{Cause, StreamId},
+    events::{Event, NodeDraining},
+    ids::Version,
+    journal::{AppendError, read_all},
+    log::Draft,
+    rpc::RpcError,
+};
+use roomlog_projections::node::{NodePhase, NodeState};
 use serde::Serialize;
 use serde_json::json;
 use utoipa::ToSchema;
 
-use crate::{app::AppState, ecs::Health, http::Operator};
+use crate::{
+    app::{App, AppState},
+    ecs::Health,
+    http::Operator,
+};
 
 /// A node.
 #[derive(Serialize, ToSchema)]
@@ -57,7 +71,7 @@ pub struct Nodes {
 pub async fn list(State(app): State<AppState>, _: Operator) -> Json<Nodes> {
     let directory = app.directory.read();
     let nodes = directory.nodes.iter().map(|(node, state)| {
-        let heard = app.ecs.last_heard(node);
+        let heard = app.ecs.observer.last_heard(node);
         Node {
             kind: node.kind().as_str(),
             id: node.id().to_owned(),
@@ -97,4 +111,39 @@ pub async fn readyz(State(app): State<AppState>) -> Response {
     });
     let status = if ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
     (status, Json(body)).into_response()
+}
+
+impl App {
+    /// Writes down that this start of a node is draining, until it is so.
+    pub(crate) async fn drain(
+        &self,
+        node: &StreamId,
+        within: Duration,
+        cause: Cause,
+    ) -> Result<(), RpcError> {
+        /// As in placement: each round somebody else got through.
+        const ROUNDS: u32 = 8;
+        for _ in 0..ROUNDS {
+            let mut state = NodeState::default();
+            let retry = |error: &dyn std::fmt::Display| RpcError::Retry { reason: error.to_string() };
+            for commit in read_all(&*self.journal, node, Version(1)).await.map_err(|error| retry(&error))? {
+                state.apply_commit(&commit).map_err(|error| retry(&error))?;
+            }
+            match state.phase {
+                NodePhase::Registered | NodePhase::Draining => {}
+                NodePhase::Unknown | NodePhase::Lost | NodePhase::Left => {
+                    return Err(RpcError::NotFound { what: format!("running node {node}") });
+                }
+            }
+            let deadline = self.env.now().plus_millis(within.as_millis() as u64);
+            let event = NodeDraining { incarnation: state.incarnation, deadline: Some(deadline) };
+            let draft = Draft { cause: cause.clone(), ..Draft::default() };
+            match self.log.append(node.clone(), state.head, draft, &[Event::from(event)]).await {
+                Ok(_) => return Ok(()),
+                Err(AppendError::Conflict { .. }) => {}
+                Err(error) => return Err(retry(&error)),
+            }
+        }
+        Err(RpcError::Retry { reason: format!("others keep writing to {node}") })
+    }
 }

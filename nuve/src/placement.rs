@@ -160,13 +160,14 @@ pub struct Placed {
 impl App {
     /// A decision now, with what it was made from. While this node has just started and may not have heard of anybody yet, it waits.
     pub(crate) async fn decide_ec(&self, owner: Option<&Owner>, open: bool) -> (Verdict, Facts, Vec<EcView>) {
-        let mut changes = self.ecs.changes();
+        let mut changes = self.ecs.observer.changes();
         loop {
             changes.mark_unchanged();
             let ecs = self.ecs.view(&self.directory.read());
             let draw = self.env.draw(|rng| rng.next_u64());
             let verdict = decide(owner, open, &ecs, self.settings.ec_policy, draw);
-            let unheard = matches!(verdict, Verdict::NoEc | Verdict::Wait(_)) && self.ecs.just_started();
+            let unheard =
+                matches!(verdict, Verdict::NoEc | Verdict::Wait(_)) && self.ecs.observer.just_started();
             if !unheard {
                 let facts = facts(&ecs, self.settings.ec_policy, draw);
                 return (verdict, facts, ecs);

@@ -29,7 +29,6 @@ use crate::{
     placement::{Placed, RoomBrief, Verdict, decide},
     problem::{self, Problem},
     rooms::{Made, RoomRef, Wanted, check_name, no_room},
-    takeover::{PeerAnswer, PeerRequest},
 };
 
 /// Queue group of NUVE nodes on their common RPC subject: one of them answers.
@@ -251,6 +250,7 @@ pub async fn locate(
             .detail(format!("Room {id} has had no token yet, so it is nowhere."))
             .retry_after(1));
     };
+    app.ecs.check(&app.bus, &owner.ec);
     let ecs = app.ecs.view(&app.directory.read());
     let view = ecs.iter().find(|view| view.ec == owner.ec);
     let placed = match view {
@@ -265,7 +265,7 @@ pub async fn locate(
         _ if matches!(
             decide(Some(&owner), room.open, &ecs, app.settings.ec_policy, 0),
             Verdict::NoEc | Verdict::Wait(_)
-        ) && !app.ecs.just_started() =>
+        ) && !app.ecs.observer.just_started() =>
         {
             return Err(crate::placement::no_ec(&ecs));
         }
@@ -316,6 +316,9 @@ impl App {
                     known.retain(|(node, _), _| *node != peer.0);
                     known.insert(peer, TokenKeys::new(keys));
                 }
+                Ok(NuveAnswer::Draining) => {
+                    tracing::warn!(nuve = %peer.0, "answered something else than its token keys");
+                }
                 Err(error) => tracing::debug!(nuve = %peer.0, %error, "its token keys are not known"),
             }
         }
@@ -324,12 +327,14 @@ impl App {
     }
 
     async fn answer(&self, message: &Message, common: bool) -> Result<(), Disconnected> {
-        let answer = match Payload(message.payload.clone()).decode::<PeerRequest>() {
-            Ok(PeerRequest::TokenKeys) => {
+        let answer = match Payload(message.payload.clone()).decode::<NuveRequest>() {
+            Ok(NuveRequest::TokenKeys) => {
                 let keys = if common { self.all_keys().await } else { self.own_keys() };
-                Ok(PeerAnswer::Keys { keys })
+                Ok(NuveAnswer::Keys { keys })
             }
-            Ok(PeerRequest::Heard { ec }) => Ok(PeerAnswer::Heard { heard: self.heard_lately(&ec) }),
+            Ok(NuveRequest::Drain { node, within }) => {
+                self.drain(&node, within, Cause::of("operator")).await.map(|()| NuveAnswer::Draining)
+            }
             Err(error) => Err(RpcError::Malformed { reason: error.to_string() }),
         };
         respond(&*self.bus, message, Payload::encode(&answer).0).await

@@ -73,6 +73,7 @@ async fn urls_follow_the_request_unless_a_public_url_is_set() {
         address: "auto:/signal".into(),
         workers: 0,
         version: "test".into(),
+        probe: None,
     };
     let node = ec.log.writer().node.clone();
     ec.log.append(node, head, Default::default(), &[event.into()]).await.unwrap();

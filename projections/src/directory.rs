@@ -13,12 +13,12 @@ use roomlog_bus::{
     journal::{Cursor, Followed, Journal, ReadError, follow_again},
 };
 use serde::{Deserialize, Serialize};
-use tokio::sync::watch;
+use tokio::sync::{broadcast, watch};
 
 use crate::{
     checkpoint,
     node::NodeState,
-    room::{FoldError, RoomState},
+    room::{FoldError, Owner, RoomState},
     service::ServiceState,
 };
 
@@ -125,6 +125,8 @@ pub struct LiveDirectory {
     changes: Arc<watch::Sender<u64>>,
     /// Counts commits to node streams, which are rare and concern everybody.
     node_changes: Arc<watch::Sender<u64>>,
+    /// Tells of rooms that were given to an EC.
+    placed: Arc<broadcast::Sender<Placed>>,
     /// Where a checkpoint is kept, if one is.
     checkpoint: Option<Arc<Path>>,
 }
@@ -132,6 +134,18 @@ pub struct LiveDirectory {
 /// A checkpoint is written after this many commits: replaying them takes well under a second, and writing one for every few hundred
 /// rooms' worth of events is no load.
 const CHECKPOINT_EVERY: u64 = 20_000;
+
+/// A room was given to an EC.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Placed {
+    /// Which.
+    pub room: RoomId,
+    /// To whom.
+    pub owner: Owner,
+}
+
+/// Rooms given away that a listener may have unread: as many as one EC's loss moves at a time.
+const PLACED_QUEUE: usize = 4_096;
 
 impl LiveDirectory {
     /// Starts following `journal` from the beginning and returns once everything stored is folded. The task ends with the journal.
@@ -159,6 +173,7 @@ impl LiveDirectory {
             inner: Arc::new(RwLock::new(directory)),
             changes: Arc::new(changes),
             node_changes: Arc::new(watch::channel(0).0),
+            placed: Arc::new(broadcast::channel(PLACED_QUEUE).0),
             checkpoint,
         };
         let (ready, is_ready) = tokio::sync::oneshot::channel();
@@ -213,6 +228,11 @@ impl LiveDirectory {
         self.changes.subscribe()
     }
 
+    /// Tells of every room that is given to an EC from now on. Who does not keep up is told so, and looks through all rooms.
+    pub fn placed(&self) -> broadcast::Receiver<Placed> {
+        self.placed.subscribe()
+    }
+
     /// Tells of every change of a node from now on: registered, lost, worker died.
     pub fn node_changes(&self) -> watch::Receiver<u64> {
         self.node_changes.subscribe()
@@ -229,16 +249,27 @@ impl LiveDirectory {
         loop {
             match follow.next().await {
                 Some(Followed::Entry(entry)) => {
+                    let mut placed = None;
                     let folded = {
                         let mut directory = self.inner.write().unwrap_or_else(PoisonError::into_inner);
                         let folded = directory.apply(&entry.commit);
                         directory.cursor = entry.cursor;
                         let (stream, version) = (entry.commit.stream.clone(), entry.commit.version);
+                        if entry.commit.stream.kind() == StreamKind::Room
+                            && entry.commit.events.iter().any(|event| event.kind.as_ref() == "RoomPlaced")
+                            && let Ok(room) = RoomId::new(entry.commit.stream.id())
+                        {
+                            let owner = directory.rooms.get(&room).and_then(|state| state.owner.clone());
+                            placed = owner.map(|owner| Placed { room, owner });
+                        }
                         directory.last = Some(Last { stream, version, id: entry.commit.id });
                         folded
                     };
                     if let Err(error) = folded {
                         tracing::error!(stream = %entry.commit.stream, commit = %entry.commit.id, %error, "commit not folded");
+                    }
+                    if let Some(placed) = placed {
+                        let _ = self.placed.send(placed);
                     }
                     since_checkpoint += 1;
                     if since_checkpoint >= CHECKPOINT_EVERY {

@@ -6,6 +6,7 @@
 
 pub mod checkpoint;
 pub mod directory;
+pub mod membership;
 pub mod node;
 pub mod replay;
 pub mod replay_text;

@@ -40,8 +40,14 @@ pub struct NodeState {
     pub address: String,
     /// SFU workers, of an EA.
     pub workers: u16,
+    /// The password for asking its workers whether they live, of an EA.
+    #[serde(default)]
+    pub probe: Option<String>,
     /// The build.
     pub version: String,
+    /// When draining ends at the latest.
+    #[serde(default)]
+    pub deadline: Option<Timestamp>,
     /// Where it is in its life.
     pub phase: NodePhase,
     /// When that began.
@@ -71,13 +77,16 @@ impl NodeState {
                 self.incarnation = e.incarnation;
                 self.address.clone_from(&e.address);
                 self.workers = e.workers;
+                self.probe.clone_from(&e.probe);
                 self.version.clone_from(&e.version);
                 self.generations.clear();
+                self.deadline = None;
                 self.enter(NodePhase::Registered, time);
             }
             Event::NodeLost(e) if e.incarnation == self.incarnation => self.enter(NodePhase::Lost, time),
             Event::NodeDraining(e) if e.incarnation == self.incarnation => {
-                self.enter(NodePhase::Draining, time)
+                self.deadline = e.deadline;
+                self.enter(NodePhase::Draining, time);
             }
             Event::NodeLeft(e) if e.incarnation == self.incarnation => self.enter(NodePhase::Left, time),
             Event::WorkerStarted(e) => {

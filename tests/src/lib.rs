@@ -3,11 +3,13 @@
 #![forbid(unsafe_code)]
 
 pub mod cell;
+pub mod cluster;
 pub mod gate;
 pub mod http;
 pub mod native;
 pub mod peer;
 pub mod process;
+pub mod returner;
 pub mod witness;
 
 use std::path::PathBuf;

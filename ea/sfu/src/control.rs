@@ -39,6 +39,10 @@ pub struct WorkerConfig {
     /// Port to put in candidates, for a worker behind a NAT that forwards another port to its own; none means the one it listens on.
     #[serde(default)]
     pub announced_port: Option<u16>,
+    /// Whoever knows this password is answered binding requests to [`PROBE_UFRAG`](roomlog_bus::stun::PROBE_UFRAG): other nodes that ask
+    /// whether this worker lives. Empty: nobody is.
+    #[serde(default)]
+    pub probe_password: String,
     /// See [`DEFAULT_SOCKET_BUFFER_BYTES`].
     #[serde(default = "default_socket_buffer")]
     pub socket_buffer_bytes: usize,
@@ -57,6 +61,7 @@ impl WorkerConfig {
             listen,
             announced: Vec::new(),
             announced_port: None,
+            probe_password: String::new(),
             socket_buffer_bytes: DEFAULT_SOCKET_BUFFER_BYTES,
             max_transports: DEFAULT_MAX_TRANSPORTS,
             ice_consent_ms: ICE_CONSENT_MS,

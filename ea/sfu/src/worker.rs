@@ -20,6 +20,7 @@ use std::{
 };
 
 use rand::{SeedableRng, rngs::StdRng};
+use roomlog_bus::stun::PROBE_UFRAG;
 use roomlog_bus::{
     ids::{ConsumerId, ProducerId, RoomId, TransportId},
     media::{MediaAnswer, MediaCommand, MediaError, MediaNotification, TransportState},
@@ -139,6 +140,15 @@ impl Worker {
             None => self.by_address.get(&from),
         };
         let Some(&key) = key else {
+            if let Some(request) = &request
+                && request.local_ufrag == PROBE_UFRAG
+                && !self.config.probe_password.is_empty()
+                && request.is_authentic(self.provider.crypto(), &self.config.probe_password)
+            {
+                let (crypto, password) = (self.provider.crypto(), &self.config.probe_password);
+                self.outbox.push(from, &stun::binding_success(crypto, &request.transaction, from, password));
+                return;
+            }
             self.load.unknown_source += 1;
             return;
         };

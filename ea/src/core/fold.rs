@@ -159,7 +159,10 @@ impl<R> Core<R> {
                     self.reregistering = true;
                     self.out.push(Effect::Reregister(self.running()));
                 }
-                Ok(Event::NodeDraining(e)) if e.incarnation == self.incarnation => self.draining = true,
+                Ok(Event::NodeDraining(e)) if e.incarnation == self.incarnation => {
+                    self.draining = true;
+                    self.drained_by = e.deadline;
+                }
                 Ok(Event::NodeRegistered(NodeRegistered { incarnation, .. }))
                     if incarnation > self.incarnation && !self.reregistering =>
                 {

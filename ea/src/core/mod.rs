@@ -25,6 +25,7 @@ use roomlog_bus::{
     ids::{EaId, EcId, Epoch, Incarnation, MediaEpoch, RoomId, Version, WorkerIndex},
     media::{MediaAnswer, MediaCommand, MediaError, MediaNotification, MediaObject, RoomNotification},
     rpc::{EaAnswer, EaRequest, RPC_TIMEOUT, RpcError},
+    time::Timestamp,
 };
 use roomlog_projections::room::RoomState;
 
@@ -179,6 +180,8 @@ pub struct Core<R> {
     incarnation: Incarnation,
     reregistering: bool,
     draining: bool,
+    /// When draining ends at the latest.
+    drained_by: Option<Timestamp>,
     turns: Turns,
     workers: Vec<Worker>,
     rooms: BTreeMap<RoomId, Room<R>>,
@@ -319,6 +322,7 @@ impl<R> Core<R> {
             incarnation,
             reregistering: false,
             draining: false,
+            drained_by: None,
             turns,
             workers,
             rooms: BTreeMap::new(),
@@ -349,6 +353,7 @@ impl<R> Core<R> {
                 self.incarnation = incarnation;
                 self.reregistering = false;
                 self.draining = false;
+                self.drained_by = None;
             }
             Input::Tick => self.tick(),
         }
@@ -370,6 +375,11 @@ impl<R> Core<R> {
             clients: self.rooms.values().map(clients).sum::<usize>() as u64,
             draining: self.draining,
         }
+    }
+
+    /// Whether it was told to take nothing new and has nothing left at `now`, or has been at it for as long as it was given.
+    pub fn is_drained(&self, now: Timestamp) -> bool {
+        self.draining && (self.rooms_held() == 0 || self.drained_by.is_some_and(|by| by <= now))
     }
 
     fn rooms_held(&self) -> u64 {

@@ -619,6 +619,7 @@ fn another_process_under_our_id_is_noticed() {
         address: String::new(),
         workers: 1,
         version: String::new(),
+        probe: None,
     };
     world.input(Input::Commit(own.write(&[registered(1).into()])));
     assert_eq!(world.other, []);

@@ -105,14 +105,14 @@ impl Room {
     pub(super) async fn assign(&self) -> Option<Assignment> {
         let media_epoch = self.state.media_epoch.next();
         for _ in 0..EA_TRIES {
-            let (ea, candidates) = self.shared.eas.pick(&self.id, Instant::now(), |views| {
+            let (ea, candidates) = self.shared.eas.pick(&self.id, |views| {
                 let choice = room_best::choose(views);
                 (choice.ea, choice.candidates)
             });
             let ea = ea?;
             match self.open_on(&ea, self.state.epoch(), media_epoch).await {
                 Ok((placement, rooms)) => {
-                    self.shared.eas.reported(&ea, rooms, Instant::now());
+                    self.shared.eas.reported(&ea, rooms);
                     return Some(Assignment { placement, media_epoch, candidates });
                 }
                 Err(error) => {

@@ -107,6 +107,10 @@ pub enum RoomMessage {
     Notification { media_epoch: MediaEpoch, notification: MediaNotification },
     /// A node changed: does the room's worker still live?
     CheckPlacement,
+    /// The room may have been given to another EC.
+    CheckOwner,
+    /// The log has not been reached for too long: the clients are told.
+    Suspended,
 }
 
 /// What came of work that was under way outside the task.
@@ -149,6 +153,8 @@ pub(crate) struct Room {
     next_inventory: Instant,
     /// The log did not take something that nobody waits for: when what is left undone is looked for.
     settle_again: Option<Instant>,
+    /// Whose room this is could not be read: when to look again.
+    check_owner_again: Option<Instant>,
     /// Set when another EC owns the room.
     lost: bool,
 }
@@ -171,6 +177,7 @@ impl Room {
             move_again: None,
             settle_again: None,
             next_inventory,
+            check_owner_again: None,
             lost: false,
         }
     }
@@ -220,9 +227,9 @@ impl Room {
             self.shared.eas.holds(ea, &self.id);
         }
         let facts = self.facts();
-        if self.state.info.is_some() && !self.state.deleted && !owns(&self.state, &facts) {
-            self.commit(Command::Place { reason: "ec-restarted".into() }, facts, Cause::of("recovery"))
-                .await?;
+        if self.state.info.is_some() && !self.state.deleted {
+            let reason = if owns(&self.state, &facts) { "ec-lost" } else { "ec-restarted" };
+            self.commit(Command::Place { reason: reason.into() }, facts, Cause::of("recovery")).await?;
         }
         self.check_placement().await;
         Ok(())
@@ -233,6 +240,13 @@ impl Room {
         self.work.is_empty()
             && (self.lost || self.state.clients.is_empty())
             && self.sessions.values().all(|s| !s.connected() || self.lost)
+    }
+
+    /// Lets go of the room once the log names another owner.
+    fn let_go_if_lost(&mut self) {
+        if self.state.owner.is_some() && !owns(&self.state, &self.facts()) {
+            self.lost = true;
+        }
     }
 
     fn facts(&self) -> Facts {
@@ -403,6 +417,18 @@ impl Room {
                 }
             }
             RoomMessage::CheckPlacement => self.check_placement().await,
+            RoomMessage::CheckOwner => match self.catch_up().await {
+                Ok(()) => self.let_go_if_lost(),
+                Err(refusal) => {
+                    tracing::warn!(room = %self.id, %refusal, "whose room this is cannot be read now");
+                    self.check_owner_again = Some(Instant::now() + TRY_AGAIN);
+                }
+            },
+            RoomMessage::Suspended => {
+                for session in self.sessions.values_mut() {
+                    session.send(protoo::notification("suspended", &json!({})));
+                }
+            }
         }
     }
 
@@ -464,7 +490,7 @@ impl Room {
             .filter_map(Session::oldest_ask)
             .min()
             .map(|at| at + self.shared.settings.accept_timeout);
-        [resume, ask, self.move_again, self.consume_again, self.settle_again]
+        [resume, ask, self.move_again, self.consume_again, self.settle_again, self.check_owner_again]
             .into_iter()
             .flatten()
             .fold(self.next_inventory, Instant::min)
@@ -487,6 +513,10 @@ impl Room {
         }
         if self.move_again.is_some_and(|at| at <= Instant::now()) {
             self.check_placement().await;
+        }
+        if self.check_owner_again.is_some_and(|at| at <= Instant::now()) {
+            self.check_owner_again = None;
+            Box::pin(self.handle(RoomMessage::CheckOwner)).await;
         }
         if self.consume_again.is_some_and(|at| at <= Instant::now()) {
             self.consume_again = None;

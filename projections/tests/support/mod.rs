@@ -233,6 +233,7 @@ pub fn registered(incarnation: u64) -> Event {
         address: "ws://127.0.0.1:1".into(),
         workers: 0,
         version: "0.1.0".into(),
+        probe: None,
     }
     .into()
 }

@@ -1,0 +1,361 @@
+//! A node: the roles that one process plays, and what they share. `up` plays all of them, with the log in sled and the bus in memory
+//! or, given NATS, in a cluster; `nuve`, `ec` and `ea` play one each.
+
+use std::{
+    net::{IpAddr, SocketAddr, TcpListener},
+    path::Path,
+    sync::Arc,
+    time::Duration,
+};
+
+use anyhow::Context;
+use axum::{Router, routing::get};
+use axum_server::{Handle, tls_rustls::RustlsConfig};
+use roomlog_bus::{
+    bus::Bus,
+    env::Env,
+    journal::Journal,
+    memory_bus::MemoryBus,
+    nats::{JetStreamSettings, NatsConnection},
+    republish::republish,
+    sled_journal::{JournalSettings, SledJournal},
+};
+use roomlog_ea::{Ea, EaSettings};
+use roomlog_ec::{Ec, EcSettings, EcStatus};
+use roomlog_nuve::{Nuve, NuveSettings};
+use roomlog_projections::directory::LiveDirectory;
+use tokio::task::JoinHandle;
+
+use crate::{
+    identity::{Certificate, NodeIds, lan_address},
+    settings::Settings,
+};
+
+/// Requests still running when the process is told to stop are given this long. Sockets of clients are closed at once, with a code
+/// that brings them back.
+const GRACE: Duration = Duration::from_secs(3);
+/// The first heartbeat of the EA is due within a second of its start; more means that the machine is very slow or something is wrong.
+const READY_WITHIN: Duration = Duration::from_secs(20);
+/// Between two looks at whether the node can serve.
+const READY_PAUSE: Duration = Duration::from_millis(20);
+
+/// What a process does.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Role {
+    /// Everything.
+    Up,
+    /// The HTTP front.
+    Nuve,
+    /// The signalling gateway.
+    Ec,
+    /// The media host.
+    Ea,
+}
+
+impl Role {
+    fn plays(self, role: Role) -> bool {
+        self == Role::Up || self == role
+    }
+}
+
+/// The bus and the log that the roles share.
+struct Ground {
+    bus: Arc<dyn Bus>,
+    journal: Arc<dyn Journal>,
+    sled: Option<SledJournal>,
+    republishing: Option<JoinHandle<()>>,
+}
+
+impl Ground {
+    async fn lay(settings: &Settings, data: &Path) -> anyhow::Result<Self> {
+        match settings.nats()? {
+            Some(nats) => {
+                let connection = NatsConnection::connect(nats).await.context("NATS is not reached")?;
+                let mut jetstream = JetStreamSettings::default();
+                if let Some(replicas) = settings.nats_replicas {
+                    jetstream.replicas = replicas;
+                }
+                if let Some(partitions) = settings.partitions {
+                    jetstream.partitions = partitions;
+                }
+                let journal =
+                    connection.journal(jetstream).await.context("the log in JetStream does not open")?;
+                Ok(Self { bus: connection.bus(), journal, sled: None, republishing: None })
+            }
+            None => {
+                let folder = data.join("log");
+                let mut journal_settings = JournalSettings::default();
+                if let Some(bytes) = settings.segment_bytes {
+                    journal_settings.segment_bytes = bytes;
+                }
+                let opened =
+                    tokio::task::spawn_blocking(move || SledJournal::open(folder, journal_settings)).await?;
+                let (sled, report) = opened.context("cannot open the log")?;
+                for finding in &report.findings {
+                    tracing::error!("log: {finding}");
+                }
+                let journal: Arc<dyn Journal> = Arc::new(sled.clone());
+                let bus: Arc<dyn Bus> = Arc::new(MemoryBus::new());
+                // JetStream does this by itself.
+                let republish = republish(journal.clone(), bus.clone(), journal.tail().await?);
+                let republishing = tokio::spawn(async move {
+                    if let Err(error) = republish.await {
+                        tracing::error!(%error, "subscribers get no more events");
+                    }
+                });
+                Ok(Self { bus, journal, sled: Some(sled), republishing: Some(republishing) })
+            }
+        }
+    }
+
+    async fn leave(self) {
+        if let Some(task) = self.republishing {
+            task.abort();
+        }
+        if let Some(sled) = self.sled {
+            sled.close().await;
+        }
+    }
+}
+
+/// Runs until SIGINT or SIGTERM, until it has been drained, or until another process has taken a node's id.
+pub async fn run(role: Role, settings: Settings) -> anyhow::Result<()> {
+    anyhow::ensure!(
+        role == Role::Up || settings.nats.is_some(),
+        "a role of its own needs a NATS server between it and the others: --nats nats://host:4222 (`roomlog up` needs none)"
+    );
+    let env = Env::system();
+    let data = settings.data();
+    std::fs::create_dir_all(&data)
+        .with_context(|| format!("cannot make the data folder {}", data.display()))?;
+    let data = data.canonicalize().with_context(|| format!("cannot enter {}", data.display()))?;
+
+    let listener = TcpListener::bind(settings.listen()).with_context(|| {
+        format!(
+            "cannot listen on {}: is another roomlog running? (--listen 127.0.0.1:0 takes a free port)",
+            settings.listen()
+        )
+    })?;
+    listener.set_nonblocking(true).context("cannot make the listening socket non-blocking")?;
+    let address = listener.local_addr().context("the listening socket has no address")?;
+    let reached = reached_at(&settings, address)?;
+
+    let ids = NodeIds::load_or_make(&data, &env)?.named(settings.id.as_deref())?;
+    let ground = Ground::lay(&settings, &data).await?;
+    let (bus, journal) = (ground.bus.clone(), ground.journal.clone());
+    let directory = match role {
+        Role::Ea => None, // an EA folds its own rooms only
+        _ => Some(
+            LiveDirectory::start_with_checkpoint(journal.clone(), data.join("checkpoint"))
+                .await
+                .context("cannot read the log")?,
+        ),
+    };
+
+    let mut router = Router::new();
+    let mut nuve: Option<Nuve> = None;
+    let mut ec: Option<Ec> = None;
+    let mut ea: Option<Ea> = None;
+    if let Some(directory) = &directory {
+        if role.plays(Role::Nuve) {
+            let settings = nuve_settings(&settings, &ids, &data);
+            let (bus, journal) = (bus.clone(), journal.clone());
+            let started = roomlog_nuve::start(settings, bus, journal, directory.clone(), env.clone()).await;
+            let started = started.context("NUVE did not start")?;
+            router = router.merge(started.router());
+            nuve = Some(started);
+        }
+        if role.plays(Role::Ec) {
+            let settings = ec_settings(role, &settings, &ids, SocketAddr::new(reached, address.port()));
+            let (bus, journal) = (bus.clone(), journal.clone());
+            let started = Ec::start(settings, bus, journal, directory.clone(), env.clone()).await;
+            let started = started.context("EC did not start")?;
+            router = router.merge(started.router());
+            ec = Some(started);
+        }
+    }
+    if role.plays(Role::Ea) {
+        let settings = ea_settings(&settings, &ids, reached)?;
+        let started = roomlog_ea::start(settings, bus, journal, env).await;
+        ea = Some(started.context("EA did not start")?);
+    }
+    if role != Role::Up && role != Role::Nuve {
+        router = router.route("/healthz", get(async || "ok\n"));
+    }
+
+    let handle = Handle::new();
+    let service = router.into_make_service_with_connect_info::<SocketAddr>();
+    let tls = match settings.lan() {
+        true => {
+            let certificate = Certificate::load_or_make(&data, reached)?;
+            let config = RustlsConfig::from_pem_file(&certificate.certificate, &certificate.key);
+            Some(config.await.context("the certificate does not load")?)
+        }
+        false => None,
+    };
+    let scheme = if tls.is_some() { "https" } else { "http" };
+    let serving = {
+        let handle = handle.clone();
+        tokio::spawn(async move {
+            match tls {
+                Some(tls) => axum_server::from_tcp_rustls(listener, tls)?.handle(handle).serve(service).await,
+                None => axum_server::from_tcp(listener)?.handle(handle).serve(service).await,
+            }
+        })
+    };
+
+    if role == Role::Up {
+        if let Some(ec) = &ec {
+            let ready = async {
+                while !ec.ready() {
+                    tokio::time::sleep(READY_PAUSE).await;
+                }
+            };
+            if tokio::time::timeout(READY_WITHIN, ready).await.is_err() {
+                tracing::error!(
+                    "the EA has not been heard after {READY_WITHIN:?}: rooms cannot be opened yet"
+                );
+            }
+        }
+        print_welcome(&settings, scheme, address, reached, &data);
+    } else {
+        let what = match role {
+            Role::Nuve => format!("nuve.{}", ids.nuve),
+            Role::Ec => format!("ec.{}", ids.ec),
+            Role::Ea | Role::Up => format!("ea.{}", ids.ea),
+        };
+        println!("{what} serves at {scheme}://{address}/");
+    }
+
+    let failure = until_ended(ec.as_ref(), ea.as_ref()).await?;
+    tracing::info!("stopping");
+    handle.graceful_shutdown(Some(GRACE));
+    if let Some(ec) = ec {
+        ec.stop().await;
+    }
+    if let Some(ea) = ea {
+        ea.stop().await;
+    }
+    if let Some(nuve) = nuve {
+        nuve.stop().await;
+    }
+    serving.await?.context("the HTTP server failed")?;
+    if let Some(directory) = directory {
+        directory.checkpoint().await;
+    }
+    ground.leave().await;
+    failure.map_or(Ok(()), Err)
+}
+
+/// Waits for whatever ends the process; gives the reason where that is a failure.
+async fn until_ended(ec: Option<&Ec>, ea: Option<&Ea>) -> anyhow::Result<Option<anyhow::Error>> {
+    let ec_ended = async {
+        let Some(ec) = ec else { return std::future::pending().await };
+        let mut status = ec.status();
+        match status.wait_for(|status| *status != EcStatus::Serving).await.map(|status| status.clone()) {
+            Ok(EcStatus::Superseded(theirs)) => {
+                Some(anyhow::anyhow!("another process runs under this EC's id, as its start {theirs}"))
+            }
+            _ => None,
+        }
+    };
+    let ea_ended = async {
+        let Some(ea) = ea else { return std::future::pending().await };
+        ea.ended().await.map(anyhow::Error::from)
+    };
+    tokio::select! {
+        stopped = stop_signal() => stopped.map(|()| None),
+        failure = ec_ended => Ok(failure),
+        failure = ea_ended => Ok(failure),
+    }
+}
+
+fn print_welcome(settings: &Settings, scheme: &str, address: SocketAddr, reached: IpAddr, data: &Path) {
+    println!("Log, keys and ids are in {}", data.display());
+    if settings.demo.unwrap_or(true) {
+        println!(
+            "The demo service is on: whoever reaches the page can make rooms (--demo false turns it off)"
+        );
+    }
+    if settings.lan() {
+        println!("The certificate is self-made: browsers ask once whether to trust it");
+        println!("Other machines: {scheme}://{}/", SocketAddr::new(reached, address.port()));
+    }
+    println!(
+        "Open {scheme}://{}/",
+        SocketAddr::new(if address.ip().is_unspecified() { reached } else { address.ip() }, address.port())
+    );
+}
+
+/// The IP that clients reach this machine at.
+fn reached_at(settings: &Settings, listening: SocketAddr) -> anyhow::Result<IpAddr> {
+    if !listening.ip().is_unspecified() {
+        return Ok(listening.ip());
+    }
+    settings.lan_address.or_else(lan_address).context(
+        "this machine has no address that others reach: say which with --lan-address, or leave out --lan to serve this machine only",
+    )
+}
+
+fn nuve_settings(settings: &Settings, ids: &NodeIds, data: &Path) -> NuveSettings {
+    let default = NuveSettings::default();
+    NuveSettings {
+        id: ids.nuve.clone(),
+        data_dir: Some(data.to_owned()),
+        public_url: settings.public_url.clone(),
+        tls: settings.lan(),
+        admin_key: settings.admin_key.clone(),
+        demo: settings.demo.unwrap_or(true),
+        token_ttl_s: settings.token_ttl_s.unwrap_or(default.token_ttl_s),
+        ip_per_s: settings.ip_per_s.unwrap_or(default.ip_per_s),
+        ip_burst: settings.ip_per_s.map_or(default.ip_burst, |per_s| per_s.saturating_mul(2)),
+        cluster_per_s: settings.api_per_s.unwrap_or(default.cluster_per_s),
+        service_per_s: settings.api_per_s.map_or(default.service_per_s, |per_s| per_s / 2),
+        ..default
+    }
+}
+
+fn ec_settings(role: Role, settings: &Settings, ids: &NodeIds, address: SocketAddr) -> EcSettings {
+    let path = roomlog_ec::gateway::PATH;
+    let scheme = if settings.lan() { "wss" } else { "ws" };
+    let url = match (&settings.ec_url, role) {
+        (Some(url), _) => url.clone(),
+        // NUVE answers on the same address.
+        (None, Role::Up) => format!("auto:{path}"),
+        (None, _) => format!("{scheme}://{address}{path}"),
+    };
+    let mut ec = EcSettings::new(ids.ec.clone(), url);
+    if let Some(ms) = settings.resume_ms {
+        ec.resume = Duration::from_millis(ms);
+    }
+    if let Some(clients) = settings.max_clients {
+        ec.max_clients = clients;
+    }
+    ec
+}
+
+fn ea_settings(settings: &Settings, ids: &NodeIds, reached: IpAddr) -> anyhow::Result<EaSettings> {
+    let program =
+        std::env::current_exe().context("cannot find this program's own file to start workers from")?;
+    let mut ea = EaSettings::new(ids.ea.clone(), vec![program.into(), "sfu-worker".into()]);
+    if let Some(workers) = settings.workers {
+        ea.workers = workers;
+    }
+    ea.media_ip = settings.media_ip.unwrap_or(reached);
+    ea.announced = settings.announce.clone().unwrap_or_default();
+    ea.first_announced_port = settings.announce_port;
+    ea.first_port = settings.media_port;
+    Ok(ea)
+}
+
+/// Waits for SIGINT or SIGTERM.
+async fn stop_signal() -> anyhow::Result<()> {
+    use tokio::signal::unix::{SignalKind, signal};
+    let mut terminate = signal(SignalKind::terminate()).context("cannot listen for SIGTERM")?;
+    let mut interrupt = signal(SignalKind::interrupt()).context("cannot listen for SIGINT")?;
+    tokio::select! {
+        _ = terminate.recv() => {}
+        _ = interrupt.recv() => {}
+    }
+    Ok(())
+}
