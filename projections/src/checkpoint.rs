@@ -99,7 +99,8 @@ pub async fn load(path: &Path, journal: &dyn Journal) -> Result<Option<Directory
     Ok(Some(directory))
 }
 
-fn decode(path: &Path, bytes: &[u8]) -> Result<Directory, CheckpointError> {
+/// What `bytes`, read from `path`, hold.
+pub fn decode(path: &Path, bytes: &[u8]) -> Result<Directory, CheckpointError> {
     let damaged = |reason: &str| CheckpointError::Damaged { path: path.into(), reason: reason.into() };
     let (header, body) = bytes.split_at_checked(HEADER).ok_or_else(|| damaged("it is too short"))?;
     if &header[..8] != MAGIC {

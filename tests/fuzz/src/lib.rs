@@ -1,0 +1,35 @@
+//! What is fuzzed, and what must hold of it. Each target is a function of bytes that panics when something is wrong; `main.rs` hands them
+//! to libFuzzer.
+//!
+//! A target demands more than that nothing panics: what is read is written and read again, the forged is refused, what comes out is
+//! bounded by what went in.
+#![forbid(unsafe_code)]
+
+mod input;
+
+mod targets;
+
+/// A target.
+pub type Target = fn(&[u8]);
+
+/// All of them, by name.
+pub const TARGETS: &[(&str, Target)] = &[
+    ("packet", targets::packet::run),
+    ("srtp", targets::srtp::run),
+    ("dtls", targets::dtls::run),
+    ("worker", targets::worker::run),
+    ("control", targets::control::run),
+    ("ortc", targets::ortc::run),
+    ("protoo", targets::protoo::run),
+    ("http", targets::http::run),
+    ("token", targets::token::run),
+    ("log", targets::log::run),
+];
+
+/// What the first inputs are made of.
+pub mod material {
+    pub use crate::targets::{
+        dtls::flights, log::checkpoint_of as checkpoint, log::written as commits, packet::seal,
+        token::NOW as NOW_S,
+    };
+}

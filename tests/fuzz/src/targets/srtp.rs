@@ -1,0 +1,93 @@
+//! SRTP and SRTCP: what the sender protected is read once; anything else, however near to it, is refused.
+
+use roomlog_sfu::{
+    rtp::RtpHeader,
+    srtp::{ProtectionProfile, Srtp, SrtpKeys},
+};
+
+use super::packet::crypto;
+use crate::input::Input;
+
+const PROFILES: [ProtectionProfile; 3] = [
+    ProtectionProfile::AeadAes128Gcm,
+    ProtectionProfile::AeadAes256Gcm,
+    ProtectionProfile::Aes128CmHmacSha1_80,
+];
+
+/// Most packets in one input.
+const MAX_PACKETS: usize = 32;
+
+/// `profile, (kind, plain, mutations)*`
+pub fn run(data: &[u8]) {
+    let mut input = Input::new(data);
+    let profile = PROFILES[usize::from(input.byte()) % PROFILES.len()];
+    let material: Vec<u8> = (0..2 * (profile.key_len() + profile.salt_len())).map(|i| i as u8).collect();
+    let side = |is_client| {
+        Srtp::new(&SrtpKeys { profile, material: material.clone(), is_client }, crypto()).expect("good keys")
+    };
+    let (mut client, mut server) = (side(true), side(false));
+    for _ in 0..MAX_PACKETS {
+        if input.is_empty() {
+            return;
+        }
+        match input.byte() % 4 {
+            0 => {
+                let plain = input.chunk();
+                let mut sent = plain.to_vec();
+                if client.protect_rtp(&mut sent, 0).is_err() {
+                    continue;
+                }
+                let header = RtpHeader::parse(&sent).expect("the header is in the clear");
+                let changed = mutated(&mut input, &sent);
+                refused_rtp(&mut server, &changed, &sent);
+                match server.unprotect_rtp(&sent, &header) {
+                    Ok(read) => {
+                        assert_eq!(read, plain);
+                        assert!(server.unprotect_rtp(&sent, &header).is_err(), "replayed");
+                    }
+                    // The sender unrolls sequence numbers as the receiver does, so only age and number of sources are left.
+                    Err(error) => drop(error),
+                }
+            }
+            1 => {
+                let plain = input.chunk();
+                // The worker's peers protect whole RTCP packets.
+                if plain.len() < 8 {
+                    continue;
+                }
+                let Ok(sent) = client.protect_rtcp(plain) else { continue };
+                let changed = mutated(&mut input, &sent);
+                assert!(
+                    changed == sent || server.unprotect_rtcp(&changed).is_err(),
+                    "changed SRTCP was taken"
+                );
+                if let Ok(read) = server.unprotect_rtcp(&sent) {
+                    assert_eq!(read, plain);
+                    assert!(server.unprotect_rtcp(&sent).is_err(), "replayed");
+                }
+            }
+            2 => refused_rtp(&mut server, input.chunk(), &[]),
+            _ => assert!(server.unprotect_rtcp(input.chunk()).is_err(), "forged SRTCP was taken"),
+        }
+    }
+}
+
+fn refused_rtp(server: &mut Srtp, packet: &[u8], original: &[u8]) {
+    if packet == original {
+        return;
+    }
+    let Some(header) = RtpHeader::parse(packet) else { return };
+    assert!(server.unprotect_rtp(packet, &header).is_err(), "forged SRTP was taken");
+}
+
+/// A copy with up to 15 bytes changed, then cut.
+fn mutated(input: &mut Input<'_>, sent: &[u8]) -> Vec<u8> {
+    let mut changed = sent.to_vec();
+    for _ in 0..input.byte() % 16 {
+        let at = usize::from(input.word()) % changed.len();
+        changed[at] ^= input.byte();
+    }
+    let cut = usize::from(input.byte());
+    changed.truncate(changed.len().saturating_sub(cut));
+    changed
+}
