@@ -207,6 +207,11 @@ impl NatsConnection {
         JetStreamJournal::open(self.shared.clone(), settings).await
     }
 
+    /// How it was made.
+    pub fn settings(&self) -> &NatsSettings {
+        &self.shared.settings
+    }
+
     /// Whether there is a connection.
     pub fn state(&self) -> watch::Receiver<ConnectionState> {
         self.shared.state.clone()

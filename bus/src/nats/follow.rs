@@ -10,6 +10,9 @@
 //! message says its number at the consumer: a gap in these, a heartbeat that knows of more than came, three heartbeats missed, or a new
 //! connection, and the consumer is made again after the last commit that came. So nothing is missed or repeated, also not the last commit before
 //! a silence.
+//!
+//! Measured (`examples/nats_speed.rs`, commits of 0.5 KB, built with little optimisation): 70 000 to 110 000 commits/s from the beginning, and
+//! a tenth of a core at 16 000 commits/s.
 
 use std::{
     sync::Arc,

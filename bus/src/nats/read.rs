@@ -1,4 +1,9 @@
 //! Reading: always from the stream's leader (`STREAM.MSG.GET`), never from a replica that may be behind (`DIRECT.GET`).
+//!
+//! A stream is read commit by commit, each question naming the sequence after the last answer; many streams are read at the same time. Measured
+//! (`examples/nats_speed.rs`, server 2.15.1 on two busy cores): a stream of 100 commits takes 8 to 12 ms from one server and 30 to 46 ms from a
+//! cluster of three, 64 streams at a time give 15 000 to 26 000 commits/s, and 20 000 heads/s and more. Nodes that take over fold what they
+//! followed and ask only for the head. Whoever needs everything follows: that gives four times as many.
 
 use std::sync::Arc;
 
