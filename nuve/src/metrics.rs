@@ -140,5 +140,10 @@ pub async fn metrics(State(app): State<AppState>) -> impl IntoResponse {
         text,
         "# HELP roomlog_nuve_rooms Rooms that exist.\n# TYPE roomlog_nuve_rooms gauge\nroomlog_nuve_rooms {rooms}"
     );
+    let tasks = tokio::runtime::Handle::current().metrics().num_alive_tasks();
+    let _ = writeln!(
+        text,
+        "# HELP roomlog_tokio_tasks Tasks alive in this process, of all roles in it: one that never ends shows here.\n# TYPE roomlog_tokio_tasks gauge\nroomlog_tokio_tasks {tasks}"
+    );
     ([(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], text)
 }

@@ -63,3 +63,19 @@ pub async fn call_ok(
     }
     Ok(answer.body)
 }
+
+/// The body of `GET path` as text.
+pub async fn call_text(origin: &str, path: &str) -> anyhow::Result<String> {
+    let host = origin.strip_prefix("http://").context("only http:// is called here")?.trim_end_matches('/');
+    let mut stream = TcpStream::connect(host).await.with_context(|| format!("cannot reach {host}"))?;
+    let request = format!("GET {path} HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n");
+    stream.write_all(request.as_bytes()).await?;
+    let mut answer = Vec::new();
+    stream.read_to_end(&mut answer).await?;
+    let text = String::from_utf8_lossy(&answer).into_owned();
+    let (head, body) = text.split_once("\r\n\r\n").context("no HTTP answer")?;
+    if !head.starts_with("HTTP/1.1 200") {
+        bail!("GET {path}: {head}");
+    }
+    Ok(body.to_owned())
+}

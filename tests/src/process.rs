@@ -14,6 +14,39 @@ use crate::{http, roomlog_bin};
 /// A start takes well under a second; a loaded two-core machine gets this.
 const START_WITHIN: Duration = Duration::from_secs(30);
 
+/// Requests under way are given three seconds; the log is closed after that.
+const STOP_WITHIN: Duration = Duration::from_secs(20);
+
+/// What a process holds.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Held {
+    /// Resident memory, bytes.
+    pub resident: u64,
+    /// Open files and sockets.
+    pub files: u64,
+    /// Threads.
+    pub threads: u64,
+    /// Tokio tasks; 0 for a process that has no metrics.
+    pub tasks: u64,
+}
+
+impl Held {
+    /// What the system knows of `pid`.
+    pub fn of(pid: u32) -> anyhow::Result<Self> {
+        let status = std::fs::read_to_string(format!("/proc/{pid}/status"))?;
+        let field = |name: &str| {
+            let line = status.lines().find_map(|line| line.strip_prefix(name));
+            line.and_then(|value| value.split_whitespace().next()?.parse::<u64>().ok())
+        };
+        Ok(Self {
+            resident: field("VmRSS:").unwrap_or(0) * 1024,
+            files: std::fs::read_dir(format!("/proc/{pid}/fd"))?.count() as u64,
+            threads: field("Threads:").unwrap_or(0),
+            tasks: 0,
+        })
+    }
+}
+
 /// A running `roomlog up`.
 pub struct Up {
     child: Child,
@@ -85,6 +118,27 @@ impl Up {
             Some(&body),
         )
         .await
+    }
+
+    /// What it holds now.
+    pub async fn held(&self) -> anyhow::Result<Held> {
+        let text = http::call_text(&self.origin, "/metrics").await?;
+        let tasks = text.lines().find_map(|line| line.strip_prefix("roomlog_tokio_tasks "));
+        let mut held = Held::of(self.pid())?;
+        held.tasks =
+            tasks.and_then(|count| count.parse().ok()).context("no roomlog_tokio_tasks in /metrics")?;
+        Ok(held)
+    }
+
+    /// SIGTERM, and waits until it has ended in order.
+    pub async fn stop(mut self) -> anyhow::Result<()> {
+        let asked = std::process::Command::new("kill").args(["-TERM", &self.pid().to_string()]).status()?;
+        anyhow::ensure!(asked.success(), "kill -TERM: {asked}");
+        let ended = tokio::time::timeout(STOP_WITHIN, self.child.wait())
+            .await
+            .context("it does not stop when told to")??;
+        anyhow::ensure!(ended.success(), "roomlog up ended with {ended}");
+        Ok(())
     }
 
     /// SIGKILL, and waits until it is gone.

@@ -215,7 +215,12 @@ impl Worker {
         let transport =
             self.transports.get(transport_key).ok_or_else(|| missing("transport", transport_id.as_str()))?;
         let ssrcs = params.encodings.iter().flat_map(|e| [e.ssrc, e.rtx.map(|rtx| rtx.ssrc)]).flatten();
+        let mut own = std::collections::BTreeSet::new();
         for ssrc in ssrcs {
+            if !own.insert(ssrc) {
+                let reason = format!("SSRC {ssrc} is given to two streams of this producer");
+                return Err(MediaError::BadParameters { reason });
+            }
             if transport.routes.contains_key(&ssrc) {
                 let reason = format!("SSRC {ssrc} is in use by another producer of this transport");
                 return Err(MediaError::BadParameters { reason });

@@ -25,6 +25,17 @@ const MAX_AGE: Duration = Duration::from_secs(2);
 /// A packet is not sent again within this time, since the first retransmission is still on its way; the round trip time if known.
 pub const DEFAULT_RESEND: Duration = Duration::from_millis(40);
 
+/// How often one packet is sent again: as often as we ask for one ourselves. A client that asks more often has no use for it, and
+/// without an end one NACK every 10 ms would make a stream a hundred times as wide.
+pub const MAX_RESENDS: u8 = crate::nack::MAX_ATTEMPTS;
+
+/// When and how often a packet was sent again.
+#[derive(Debug, Clone, Copy, Default)]
+struct Resends {
+    last: Option<Instant>,
+    count: u8,
+}
+
 /// A decrypted incoming packet.
 #[derive(Debug)]
 pub struct Stored {
@@ -38,7 +49,7 @@ pub struct Stored {
 #[derive(Debug, Clone)]
 pub struct Sent {
     at: Instant,
-    resent: Option<Instant>,
+    resent: Resends,
     /// What came in.
     pub packet: Rc<Stored>,
     /// How it went out.
@@ -48,7 +59,7 @@ pub struct Sent {
 impl Sent {
     /// Just sent.
     pub fn new(now: Instant, packet: Rc<Stored>, how: Outgoing) -> Self {
-        Self { at: now, resent: None, packet, how }
+        Self { at: now, resent: Resends::default(), packet, how }
     }
 }
 
@@ -64,7 +75,7 @@ pub enum Again {
 #[derive(Debug)]
 enum Slot {
     Rtx(Sent),
-    Protected { sequence: u16, at: Instant, resent: Option<Instant>, bytes: Vec<u8> },
+    Protected { sequence: u16, at: Instant, resent: Resends, bytes: Vec<u8> },
 }
 
 /// A ring of sent packets, indexed by sequence number.
@@ -95,7 +106,7 @@ impl History {
         self.slots[index] = Some(if self.rtx {
             Slot::Rtx(sent)
         } else {
-            Slot::Protected { sequence, at: sent.at, resent: None, bytes: protected.to_vec() }
+            Slot::Protected { sequence, at: sent.at, resent: Resends::default(), bytes: protected.to_vec() }
         });
     }
 
@@ -106,11 +117,12 @@ impl History {
             Slot::Rtx(sent) => (sent.how.sequence, sent.at, &mut sent.resent),
             Slot::Protected { sequence, at, resent, .. } => (*sequence, *at, resent),
         };
-        let lately = resent.is_some_and(|resent| now.saturating_duration_since(resent) < pause);
-        if found != sequence || lately || now.saturating_duration_since(at) > MAX_AGE {
+        let lately = resent.last.is_some_and(|last| now.saturating_duration_since(last) < pause);
+        let enough = resent.count >= MAX_RESENDS;
+        if found != sequence || lately || enough || now.saturating_duration_since(at) > MAX_AGE {
             return None;
         }
-        *resent = Some(now);
+        *resent = Resends { last: Some(now), count: resent.count + 1 };
         Some(match slot {
             Slot::Rtx(sent) => Again::Rtx(sent.clone()),
             Slot::Protected { bytes, .. } => Again::Identical(bytes.clone()),
@@ -132,6 +144,18 @@ mod tests {
         let how =
             Outgoing { marker: false, payload_type: 96, sequence, timestamp: 5, vp8: Default::default() };
         history.push(sequence, || Sent::new(now, packet, how), &sequence.to_be_bytes());
+    }
+
+    #[test]
+    fn a_packet_is_sent_again_so_often_and_no_more() {
+        let now = Instant::now();
+        for rtx in [true, false] {
+            let mut history = History::new(MediaKind::Video, rtx);
+            push(&mut history, now, 7);
+            let again = (0..100u32)
+                .filter(|i| history.again(now + DEFAULT_RESEND * *i / 2, 7, DEFAULT_RESEND / 2).is_some());
+            assert_eq!(again.count(), usize::from(MAX_RESENDS));
+        }
     }
 
     #[test]

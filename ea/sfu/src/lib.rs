@@ -41,6 +41,7 @@ mod transport;
 mod twcc;
 mod worker;
 
+pub use history::MAX_RESENDS;
 pub use nack::NackPair;
 pub use run::{WorkerError, run_worker};
 pub use transport::Outbox;
