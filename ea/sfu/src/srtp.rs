@@ -14,6 +14,12 @@ pub use rtc_srtp::protection_profile::ProtectionProfile;
 /// Packets behind the newest that may still arrive once: half a second of 2 000 packets/s, longer than any repair takes.
 const REPLAY_WINDOW: usize = 1024;
 
+/// Bytes of the index of an SRTCP packet with its E flag (RFC 3711 §3.4).
+const SRTCP_INDEX: usize = 4;
+
+/// Bytes of the tag of the one profile besides GCM, AES-CM with HMAC-SHA1-80, on SRTCP (RFC 3711 §5.2).
+const CM_TAG: usize = 10;
+
 /// SSRCs one transport may send us at most; state is kept for each.
 pub const MAX_SOURCES: usize = 256;
 
@@ -115,6 +121,13 @@ impl Srtp {
 
     /// Decrypts a compound RTCP packet.
     pub fn unprotect_rtcp(&mut self, packet: &[u8]) -> Result<BytesMut, SrtpError> {
+        // `rtc-srtp` hands out what says that it is not encrypted without a look at its tag. Clients encrypt (RFC 8827 §6.5), so whoever
+        // does not is somebody else. The E flag is the first bit of the index (RFC 3711 §3.4), which GCM has behind its tag.
+        let behind_index = if self.gcm.is_some() { 0 } else { CM_TAG };
+        let at = packet.len().checked_sub(behind_index + SRTCP_INDEX);
+        if at.is_none_or(|at| packet[at] & 0x80 == 0) {
+            return Err(SrtpError("SRTCP that is not encrypted".into()));
+        }
         self.receive.decrypt_rtcp(packet).map_err(|e| SrtpError(e.to_string()))
     }
 
@@ -206,6 +219,24 @@ mod tests {
                     assert!(server.unprotect_rtp(&sent, &header).is_err(), "replayed");
                     assert!(client.protect_rtp(&mut packet.clone(), 0).is_err(), "sent twice");
                 }
+            }
+        }
+    }
+
+    #[test]
+    fn control_packets_that_say_they_are_not_encrypted_are_refused_unread() {
+        for profile in [
+            ProtectionProfile::AeadAes128Gcm,
+            ProtectionProfile::AeadAes256Gcm,
+            ProtectionProfile::Aes128CmHmacSha1_80,
+        ] {
+            let (_, mut server) = pair(profile);
+            // A goodbye in the clear, index 1 with E clear, and zeros where a tag would be. Found by fuzzing.
+            let mut forged = vec![0x81, 203, 0, 1, 0, 0, 0, 1];
+            forged.extend_from_slice(&[0, 0, 0, 1]);
+            forged.extend_from_slice(&[0; 26]);
+            for length in 8..=forged.len() {
+                assert!(server.unprotect_rtcp(&forged[..length]).is_err(), "{profile:?}, {length} bytes");
             }
         }
     }
