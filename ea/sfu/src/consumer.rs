@@ -273,12 +273,17 @@ impl Consumer {
         }
     }
 
+    /// Whether it waits for a key frame of this stream.
+    pub fn awaits_key_frame(&self, stream: usize) -> bool {
+        !self.paused && self.target == Some(stream) && (!self.synced || self.current != self.target)
+    }
+
     /// How a packet goes out, if it does.
     pub fn plan(&mut self, packet: &Incoming<'_>) -> Option<Outgoing> {
         if self.paused || self.payload_types >> (packet.payload_type & 0x7f) & 1 == 0 {
             return None;
         }
-        let begins = self.target == Some(packet.stream) && (!self.synced || self.current != self.target);
+        let begins = self.awaits_key_frame(packet.stream);
         if begins && packet.key_frame {
             self.begin(packet);
         } else if self.current != Some(packet.stream) || !self.synced {

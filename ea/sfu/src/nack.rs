@@ -96,6 +96,11 @@ impl NackList {
         Arrival::New
     }
 
+    /// Whether nothing is being waited for.
+    pub fn is_complete(&self) -> bool {
+        self.missing.is_empty()
+    }
+
     /// Whether this packet is being waited for.
     pub fn is_missing(&self, sequence: u64) -> bool {
         self.missing.contains_key(&sequence)

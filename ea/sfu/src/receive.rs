@@ -13,7 +13,7 @@ use crate::{
     producer::{PayloadType, Producer},
     rtcp::{self, ReportBlock, Rtcp},
     rtp::RtpHeader,
-    stream::RecvStream,
+    stream::{Recent, RecvStream},
     transport::{Route, Transport},
     worker::Worker,
 };
@@ -99,38 +99,34 @@ impl Worker {
             }
             let packet = Rc::new(Stored { bytes: plain, header });
             let vp8 = (codec == Codec::Vp8).then(|| Vp8::parse(packet.payload())).flatten();
-            self.forward(now, route, arrived.place, packet, mapped, key_frame, vp8);
+            let recent = Recent { place: arrived.place, packet, payload_type: mapped, vp8 };
+            self.forward(now, route, recent, key_frame);
         }
         self.ask_for_missing(now, route.producer, route.stream);
         self.ask_for_key_frames(now, route.producer);
     }
 
-    #[allow(
-        clippy::too_many_arguments,
-        reason = "these are the fields of one packet, taken apart by its only caller"
-    )]
-    fn forward(
-        &mut self,
-        now: Instant,
-        route: Route,
-        place: u64,
-        packet: Rc<Stored>,
-        payload_type: u8,
-        key_frame: bool,
-        vp8: Option<Vp8>,
-    ) {
+    fn forward(&mut self, now: Instant, route: Route, recent: Recent, key_frame: bool) {
+        let Some(stream) = self.producers.get_mut(route.producer).map(|p| &mut p.streams[route.stream])
+        else {
+            return;
+        };
+        // What came before the beginning of its key frame, because that was lost and is repaired now.
+        let behind = if key_frame { stream.kept_behind(recent.place) } else { Vec::new() };
+        stream.keep(|| recent.clone());
         let Some(producer) = self.producers.get(route.producer) else { return };
-        let since_epoch = now.saturating_duration_since(self.epoch);
-        let incoming = Incoming {
+        let incoming = |recent: Recent, key_frame| Incoming {
             now,
             stream: route.stream,
-            place,
-            packet,
-            payload_type,
+            place: recent.place,
+            packet: recent.packet,
+            payload_type: recent.payload_type,
             key_frame,
-            vp8,
+            vp8: recent.vp8,
             streams: &producer.streams,
         };
+        let first = incoming(recent, key_frame);
+        let behind: Vec<Incoming<'_>> = behind.into_iter().map(|recent| incoming(recent, false)).collect();
         for &consumer in &producer.consumers {
             let Some(consumer) = self.consumers.get_mut(consumer) else { continue };
             let Some(transport) = self.transports.get_mut(consumer.transport).filter(|t| t.can_send()) else {
@@ -138,13 +134,17 @@ impl Worker {
             };
             if consumer.target.is_none() {
                 // Whatever comes first will do until the next tick has seen which layers there are.
-                consumer.choose_stream(now, incoming.streams);
+                consumer.choose_stream(now, first.streams);
             }
-            let Some(how) = consumer.plan(&incoming) else { continue };
-            let stamps = transport.stamps(since_epoch, consumer.uses_transport_cc());
-            consumer.write(&incoming.packet, &how, &stamps, false, &mut self.scratch);
-            if let Some(protected) = transport.send_rtp(now, &self.scratch, &mut self.outbox) {
-                consumer.sent(now, &incoming.packet, &how, self.scratch.len(), protected);
+            let behind = if consumer.awaits_key_frame(route.stream) { &behind[..] } else { &[] };
+            let since_epoch = now.saturating_duration_since(self.epoch);
+            for incoming in std::iter::once(&first).chain(behind) {
+                let Some(how) = consumer.plan(incoming) else { continue };
+                let stamps = transport.stamps(since_epoch, consumer.uses_transport_cc());
+                consumer.write(&incoming.packet, &how, &stamps, false, &mut self.scratch);
+                if let Some(protected) = transport.send_rtp(now, &self.scratch, &mut self.outbox) {
+                    consumer.sent(now, &incoming.packet, &how, self.scratch.len(), protected);
+                }
             }
         }
     }

@@ -1,8 +1,14 @@
 //! One incoming RTP stream: an encoding of a producer, with its repair, its statistics and its key frame requests.
 
-use std::time::{Duration, Instant};
+use std::{
+    collections::VecDeque,
+    rc::Rc,
+    time::{Duration, Instant},
+};
 
 use crate::{
+    codec::Vp8,
+    history::Stored,
     nack::{Arrival, NackList},
     rtcp::ReportBlock,
     rtp::Unroller,
@@ -18,6 +24,23 @@ pub const KEY_FRAME_RETRY: Duration = Duration::from_millis(1_000);
 /// A stream without packets for this long sends nothing: its layer is not offered to consumers. Longer than the pauses of a screen
 /// share at 1 frame/s would be nice, shorter than the patience of a viewer is needed.
 pub const STREAM_SILENCE: Duration = Duration::from_millis(1_500);
+
+/// Packets kept for consumers that begin with a key frame whose first packet was repaired. The repair takes a round trip or two, in which
+/// 8 Mbit/s bring about a hundred packets.
+const RECENT: usize = 128;
+
+/// A packet that has been forwarded, with what its forwarding needs.
+#[derive(Debug, Clone)]
+pub struct Recent {
+    /// Unrolled sequence number.
+    pub place: u64,
+    /// The packet.
+    pub packet: Rc<Stored>,
+    /// The router's payload type.
+    pub payload_type: u8,
+    /// Its VP8 descriptor.
+    pub vp8: Option<Vp8>,
+}
 
 /// Counts bytes over about a second.
 #[derive(Debug, Default, Clone)]
@@ -127,6 +150,7 @@ pub struct RecvStream {
     /// Arrival of the last packet.
     pub last_packet: Option<Instant>,
     key: KeyFrames,
+    recent: VecDeque<Recent>,
     /// From the last sender report.
     pub clock: Option<SenderClock>,
     last_sr: Option<(u32, Instant)>,
@@ -165,6 +189,7 @@ impl RecvStream {
             epoch: None,
             last_packet: None,
             key: KeyFrames::default(),
+            recent: VecDeque::new(),
             clock: None,
             last_sr: None,
             expected_prior: 0,
@@ -294,6 +319,25 @@ impl RecvStream {
     pub fn key_frame_arrived(&mut self) {
         self.key_frames += 1;
         self.key.awaited = false;
+    }
+
+    /// Keeps a packet that is forwarded; only while something is missing, since otherwise no key frame can begin late.
+    pub fn keep(&mut self, recent: impl FnOnce() -> Recent) {
+        if self.nack.is_complete() {
+            self.recent.clear();
+            return;
+        }
+        if self.recent.len() == RECENT {
+            self.recent.pop_front();
+        }
+        self.recent.push_back(recent());
+    }
+
+    /// What has come already of the packets behind `place`, in order.
+    pub fn kept_behind(&self, place: u64) -> Vec<Recent> {
+        let mut behind: Vec<Recent> = self.recent.iter().filter(|r| r.place > place).cloned().collect();
+        behind.sort_unstable_by_key(|r| r.place);
+        behind
     }
 
     /// Whether a request is to be sent now; notes that it is.

@@ -250,6 +250,32 @@ fn a_packet_lost_on_the_way_in_is_asked_for_and_takes_its_place() {
 }
 
 #[test]
+fn a_key_frame_whose_beginning_was_repaired_goes_on_with_what_had_come_of_it() {
+    let mut world = World::new();
+    let (mut alice, mut bob) =
+        (Client::connected(&mut world, "a", 5001), Client::connected(&mut world, "b", 5002));
+    let producer = produce(&mut world, &alice, "p", MediaKind::Video, single());
+    consume(&mut world, &bob, "c", &producer);
+    // 12 begins the key frame and is late; so is 14.
+    for number in [10, 11, 13, 16, 15] {
+        alice.send_frame(number, false);
+    }
+    world.settle(&mut [&mut alice, &mut bob]);
+    assert!(bob.take_rtp().is_empty(), "nothing to begin with");
+    for (sequence, original) in [(1, 12u16), (2, 14)] {
+        let header = NewHeader { payload_type: RTX_TYPE, sequence, ..frame_header(RTX_SSRC, original) };
+        let payload = [&original.to_be_bytes()[..], &vp8(original, original == 12)].concat();
+        alice.send(header, &[(1, b"v")], &payload);
+    }
+    alice.send_frame(17, false);
+    world.settle(&mut [&mut alice, &mut bob]);
+    let got = bob.take_rtp();
+    assert_eq!(relative(&got), [0, 1, 3, 4, 2, 5]);
+    assert_eq!(got[1].payload(), vp8(13, false), "behind the key frame, in order");
+    assert_eq!(got[4].payload(), vp8(14, false));
+}
+
+#[test]
 fn empty_padding_leaves_no_gap() {
     let mut world = World::new();
     let (mut alice, mut bob) =

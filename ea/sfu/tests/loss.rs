@@ -284,7 +284,7 @@ fn twenty_percent_loss_is_repaired_as_well_only_later() {
     for seed in 1..=3 {
         let outcome = call(way(0.2), 30, seed);
         println!("{}", describe(&outcome));
-        // What came of the first key frame before its beginning was repaired does not go to a consumer that waits for it.
+        // The very first packet of a stream, when lost, is not missed: the key frame that it begins does not count as sent.
         assert!(outcome.arrived() >= 0.998, "{}", describe(&outcome));
         assert!(outcome.within(0.95) <= 160, "{}", describe(&outcome));
         assert!(outcome.within(0.99) <= 320, "{}", describe(&outcome));

@@ -75,7 +75,8 @@ test('with 5 % lost each way the picture is as fluent as without, because what i
     assert.ok(share > 0.03 && share < 0.07, `${way}: ${share} lost`);
   }
   assert.ok(bad.fps >= NEARLY_ALL * calm.fps, `${bad.fps} frame/s with loss, ${calm.fps} without`);
-  assert.ok(bad.video.freezeCount <= calm.video.freezeCount + 1, `${bad.video.freezeCount} freezes with loss, ${calm.video.freezeCount} without`);
+  // One more for each of the two who watch.
+  assert.ok(bad.video.freezeCount <= calm.video.freezeCount + 2, `${bad.video.freezeCount} freezes with loss, ${calm.video.freezeCount} without`);
   // Counted on both sides, and on both legs.
   assert.ok(bad.video.nackCount > 0 && bad.video.retransmittedPacketsReceived > 0, 'repairs at the browser');
   assert.ok(bad.out.video.nackPacketCount > 0 && bad.out.video.packetsRetransmitted > 0, 'repairs by the server');
