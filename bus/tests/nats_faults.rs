@@ -13,7 +13,7 @@ use std::{
 
 use rand::{SeedableRng, rngs::StdRng};
 use roomlog_bus::{
-    bus::{Headers, Message, RequestError},
+    bus::{Bus, Headers, Message, RequestError, SUBSCRIPTION_QUEUE},
     commit::{Commit, Head, StreamId, StreamKind},
     conformance::nats_server::{NatsServer, Options, Servers},
     ids::Version,
@@ -215,6 +215,22 @@ async fn nodes_may_make_the_streams_at_the_same_time() {
     }
 }
 
+#[test]
+fn the_shipped_configuration_is_valid_for_both_servers() {
+    let Some(servers) = Servers::find() else { return };
+    let shipped = Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy/nats/roomlog.conf");
+    assert!(std::fs::read_to_string(&shipped).unwrap().contains("\n  sync_interval: always\n"));
+    for binary in [servers.oldest, servers.newest] {
+        let checked = std::process::Command::new(&binary).arg("-t").arg("-c").arg(&shipped).output().unwrap();
+        assert!(
+            checked.status.success(),
+            "{}: {}",
+            binary.display(),
+            String::from_utf8_lossy(&checked.stderr)
+        );
+    }
+}
+
 // ---- What only committed events may do.
 
 #[tokio::test]
@@ -319,6 +335,34 @@ async fn an_append_whose_acknowledgement_is_lost_is_unknown_and_then_settled() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_last_commit_that_got_lost_on_the_way_to_a_follower_is_noticed() {
+    let Some((_folder, server)) = server(&Options::default()) else { return };
+    let proxy = Proxy::before(server.port()).await;
+    let connection = connect(&proxy.url).await;
+    let mut follow = open(&connection).await.follow(Cursor::default()).await.unwrap();
+    assert_eq!(soon("caught up", follow.next()).await, Some(Followed::CaughtUp));
+    let direct = open(&connect(&server.url()).await).await;
+    let mut pen = Pen::new("lost-tail");
+    for commits in 1..4 {
+        proxy.mute.store(true, Ordering::SeqCst);
+        let mut sent = Vec::new();
+        for _ in 0..commits {
+            sent.push(pen.append(&direct).await);
+        }
+        tokio::time::sleep(Duration::from_millis(200)).await;
+        proxy.mute.store(false, Ordering::SeqCst);
+        if commits == 2 {
+            // Not the last ones now: the next comes after a gap.
+            sent.push(pen.append(&direct).await);
+        }
+        for commit in sent {
+            assert_eq!(entry(&mut follow).await.0, commit);
+        }
+    }
+    assert_eq!(connection.state().borrow().connects(), 1, "the same connection: only messages were lost");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn after_a_restart_followers_and_subscribers_go_on() {
     let Some((_folder, mut server)) = server(&Options::default()) else { return };
     let connection = connect(&server.url()).await;
@@ -400,6 +444,27 @@ async fn a_server_that_stands_still_is_noticed_and_nothing_piles_up() {
         tokio::time::timeout(Duration::from_millis(300), subscription.next()).await.is_err(),
         "it was sent late"
     );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_slow_subscriber_misses_is_counted() {
+    let Some((_folder, server)) = server(&Options::default()) else { return };
+    let connection = connect(&server.url()).await;
+    let bus = connection.nats_bus();
+    let mut slow = bus.subscribe(Pattern::new("too.many").unwrap(), None).await.unwrap();
+    for _ in 0..SUBSCRIPTION_QUEUE + 500 {
+        bus.publish(message("too.many", "x")).await.unwrap();
+    }
+    let until = Instant::now() + PATIENCE;
+    while bus.dropped() < 500 {
+        assert!(Instant::now() < until, "{} dropped", bus.dropped());
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    for _ in 0..SUBSCRIPTION_QUEUE {
+        soon("what fitted", slow.next()).await.unwrap();
+    }
+    assert_eq!(bus.dropped(), 500);
+    assert!(tokio::time::timeout(Duration::from_millis(100), slow.next()).await.is_err());
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -491,11 +556,15 @@ async fn a_store_put_back_to_an_older_state_is_noticed_and_takes_no_appends() {
     std::fs::remove_dir_all(server.folder().join("store")).unwrap();
     copy(&folder.path().join("older"), &server.folder().join("store"));
     server.start_again();
-    // It fits what the server has, and would hide what is missing.
+    // These fit what the server has, and would hide what is missing: the next in a stream that lost some, the first of a new one.
+    let mut new = (0..).map(|i| Pen::new(&format!("new-{i}")));
+    let mut new = new.find(|new| new.stream.partition(4) == pen.stream.partition(4)).unwrap();
     let until = Instant::now() + PATIENCE;
     while alarm.borrow_and_update().is_empty() {
-        let appended = journal.append(other.draft()).await;
-        assert!(appended.is_err(), "an append went into a truncated stream");
+        for commit in [new.draft(), other.draft()] {
+            let appended = journal.append(commit).await;
+            assert!(appended.is_err(), "an append went into a truncated stream");
+        }
         assert!(Instant::now() < until, "no alarm");
     }
     let truncations = alarm.borrow().clone();
