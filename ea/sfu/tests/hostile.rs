@@ -281,7 +281,7 @@ fn a_giant_nack_gets_each_packet_so_often_and_no_more() {
     slow.check();
     assert!(worst <= 2 * usize::from(PACKETS), "one datagram made {worst}");
     let bound = usize::from(roomlog_sfu::MAX_RESENDS) * usize::from(PACKETS);
-    assert!(repairs <= 2 * bound, "{repairs} repairs; {bound} is ten of each, twice that on lossy ways");
+    assert!(repairs <= bound, "{repairs} repairs; {bound} is ten of each");
     assert!(repairs >= usize::from(PACKETS), "and an honest request is served");
 }
 
