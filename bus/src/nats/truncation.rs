@@ -23,6 +23,11 @@ use super::{
 };
 use crate::journal::{AppendError, ReadError};
 
+/// A consumer may be on another replica than the leader and be told of a commit a moment before the leader counts it itself. So a lower last
+/// sequence is asked for again, this often and with this pause between, before it is as much as suspicious.
+const LAGS: u32 = 10;
+const LAG: std::time::Duration = std::time::Duration::from_millis(30);
+
 /// A partition that lost commits.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Truncation {
@@ -109,10 +114,18 @@ impl Core {
         }
         let highest = partition.highest.load(Ordering::Relaxed);
         let connection = self.shared.connects();
-        let asked = self
-            .shared
-            .stream_info(&partition.stream, &InfoRequest::default(), self.settings.api_timeout)
-            .await;
+        let request = InfoRequest::default();
+        let ask = || self.shared.stream_info(&partition.stream, &request, self.settings.api_timeout);
+        let mut asked = ask().await;
+        for _ in 0..LAGS {
+            match &asked {
+                Ok(info) if info.created == partition.created && info.state.last_seq < highest => {
+                    tokio::time::sleep(LAG).await;
+                    asked = ask().await;
+                }
+                _ => break,
+            }
+        }
         let loss = match asked {
             Ok(info) if info.created != partition.created => {
                 let reason = format!("it was made anew at {} (before: {})", info.created, partition.created);
