@@ -406,7 +406,11 @@ impl Life {
             self.peer.answer(id, Some("the media is being moved"));
             return Ok(());
         };
-        let (received, connect) = plane.consume(data).await?;
+        // The worker says goodbye before `mediaMoved` comes: our connection has ended then, and takes nothing more.
+        let Ok((received, connect)) = plane.consume(data).await else {
+            self.peer.answer(id, Some("the connection has ended"));
+            return Ok(());
+        };
         if let Some(connect) = connect
             && let Err(error) = self.peer.ask("connectWebRtcTransport", connect).await
         {
@@ -451,7 +455,8 @@ impl Life {
         };
         for consumer in gone {
             if let Some(plane) = self.plane.as_mut() {
-                plane.forget(&consumer).await?;
+                // As above: what has ended need not be told.
+                let _ = plane.forget(&consumer).await;
             }
         }
         Ok(())
