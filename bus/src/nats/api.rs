@@ -34,6 +34,8 @@ pub(super) mod code {
     pub const OFF: u16 = 10_076;
     /// The stream exists with another configuration.
     pub const STREAM_EXISTS: u16 = 10_058;
+    /// Too few servers to hold the replicas: not started, not joined yet, or without room.
+    pub const NO_PEERS: u16 = 10_005;
     /// There is no such stream.
     pub const NO_STREAM: u16 = 10_059;
     /// The last sequence of the subject is another than was expected.

@@ -186,8 +186,16 @@ async fn made(
             }
             Err(error) => error,
         };
-        if !error.is_passing() || Instant::now() > until {
-            return Err(NatsError::Api { what: format!("make stream {stream}"), reason: error.to_string() });
+        let servers_missing = error.code() == Some(code::NO_PEERS);
+        if !(error.is_passing() || servers_missing) || Instant::now() > until {
+            let what = match servers_missing {
+                true => format!(
+                    "make stream {stream} with {} replicas: fewer servers are there",
+                    settings.replicas
+                ),
+                false => format!("make stream {stream}"),
+            };
+            return Err(NatsError::Api { what, reason: error.to_string() });
         }
         tokio::time::sleep(AGAIN).await;
     }
