@@ -388,8 +388,17 @@ async fn signaller(world: Arc<World>, mut rng: StdRng, number: u64) -> anyhow::R
     while !world.over() {
         let token = world.token(&mut rng, &format!("signaller-{number}")).await?;
         let url = token["wsUrl"].as_str().context("no wsUrl")?.to_owned();
-        let (mut peer, opened) =
-            Peer::enter(&url, token["token"].as_str().context("no token")?, Policy::Accept).await?;
+        let entering = Peer::enter(&url, token["token"].as_str().context("no token")?, Policy::Accept).await;
+        // Both workers may be dead at once: "1005 … try again in a moment" is the answer then.
+        let (mut peer, opened) = match entering {
+            Ok(entered) => entered,
+            Err(error) if error.to_string().contains("1005") => {
+                world.tally.did("told to try again in a moment");
+                tokio::time::sleep(Duration::from_millis(200)).await;
+                continue;
+            }
+            Err(error) => return Err(error),
+        };
         // A worker may die under any of these: refusals are counted, and the client goes on as a page would, or leaves.
         if let Ok((send, _)) = peer.join("Sig").await {
             world.tally.did("joined");
