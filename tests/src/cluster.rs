@@ -19,7 +19,7 @@ use tokio::{
     process::{Child, Command},
 };
 
-use crate::{http, process::children, roomlog_bin};
+use crate::{http, process::children, proxy::Proxy, roomlog_bin};
 
 /// A node that has not started by then will not.
 const START_WITHIN: Duration = Duration::from_secs(30);
@@ -39,11 +39,13 @@ pub struct Shape {
     pub eas: Vec<usize>,
     /// More flags for every node.
     pub flags: Vec<String>,
+    /// Whether the first EA reaches NATS through a proxy that can be cut.
+    pub proxied: bool,
 }
 
 impl Default for Shape {
     fn default() -> Self {
-        Self { nats: 1, nuves: 2, ecs: 2, eas: vec![2, 2], flags: Vec::new() }
+        Self { nats: 1, nuves: 2, ecs: 2, eas: vec![2, 2], flags: Vec::new(), proxied: false }
     }
 }
 
@@ -185,6 +187,8 @@ pub struct Cluster {
     pub secret: String,
     /// The publishable key.
     pub key: String,
+    /// Between the first EA and NATS, where that was asked for.
+    pub proxy: Option<Proxy>,
     folder: tempfile::TempDir,
 }
 
@@ -204,6 +208,10 @@ impl Cluster {
                 .map(str::to_owned)
                 .to_vec();
         flags.extend(shape.flags.iter().cloned());
+        let proxy = match shape.proxied {
+            true => Some(Proxy::start(nats[0].port()).await?),
+            false => None,
+        };
         let with = |more: &[&str]| {
             let mut flags = flags.clone();
             flags.extend(more.iter().map(|flag| (*flag).to_owned()));
@@ -227,7 +235,10 @@ impl Cluster {
             ecs.push(Node::start("ec", &format!("c{i}"), folder.path(), with(&[])).await?);
         }
         for (i, workers) in shape.eas.iter().enumerate() {
-            let flags = with(&["--workers", &workers.to_string()]);
+            let mut flags = with(&["--workers", &workers.to_string()]);
+            if let (Some(proxy), 0) = (&proxy, i) {
+                flags[1] = proxy.url();
+            }
             eas.push(Node::start("ea", &format!("a{}", i + 1), folder.path(), flags).await?);
         }
         let made = http::call_ok(
@@ -241,7 +252,7 @@ impl Cluster {
         let text =
             |name: &str| made[name].as_str().map(str::to_owned).with_context(|| format!("{name} in {made}"));
         let (secret, key) = (text("secretKey")?, text("publishableKey")?);
-        let cluster = Self { nats, nuves, ecs, eas, secret, key, folder };
+        let cluster = Self { nats, nuves, ecs, eas, secret, key, proxy, folder };
         cluster.settled().await?;
         Ok(Some(cluster))
     }

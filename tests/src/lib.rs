@@ -9,6 +9,7 @@ pub mod http;
 pub mod native;
 pub mod peer;
 pub mod process;
+pub mod proxy;
 pub mod returner;
 pub mod witness;
 

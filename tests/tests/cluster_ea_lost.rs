@@ -130,3 +130,24 @@ async fn an_ea_that_stands_still_for_long_has_lost_its_rooms_when_it_goes_on() -
     .with_context(|| cluster.said())?;
     Ok(())
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_ea_cut_off_from_nats_keeps_its_calls() -> anyhow::Result<()> {
+    let shape = Shape { proxied: true, eas: vec![1], ..SHAPE() };
+    let Some(cluster) = Cluster::start(shape).await? else { return Ok(()) };
+    let Call { ann, bob, .. } = call(&cluster, "call").await?;
+    let cut = Instant::now();
+    cluster.proxy.as_ref().context("it has one")?.cut();
+    tokio::time::sleep(Duration::from_secs(15)).await;
+    cluster.proxy.as_ref().context("it has one")?.heal();
+    cluster.agree(&ann.room, Duration::from_secs(10)).await.with_context(|| cluster.said())?;
+    let gap = ann.largest_gap_since(cut).context("packets came")?;
+    println!("EA cut off from NATS for 15 s: largest RTP gap {gap:?}");
+    assert!(gap < Duration::from_millis(200), "{gap:?}");
+    assert_eq!(
+        (ann.counts().rebuilt, bob.counts().rebuilt),
+        (0, 0),
+        "its workers answered: it was not called lost"
+    );
+    Ok(())
+}
