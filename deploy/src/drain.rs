@@ -3,8 +3,10 @@
 use std::{process::ExitCode, time::Duration};
 
 use anyhow::Context;
+use bytes::Bytes;
 use clap::Args;
 use roomlog_bus::{
+    bus::RequestError,
     commit::{StreamId, StreamKind},
     nats::NatsConnection,
     rpc::{NuveAnswer, NuveRequest, RPC_TIMEOUT, ask},
@@ -21,9 +23,17 @@ pub struct DrainArgs {
     /// What is left on it after this many seconds is moved. Most meetings end within the hour.
     #[arg(long, value_name = "S", default_value_t = 3_600)]
     deadline_s: u64,
+    /// Wait until the node has ended.
+    #[arg(long)]
+    wait: bool,
     #[command(flatten)]
     settings: Box<Settings>,
 }
+
+/// Between two looks at whether the node still answers.
+const LOOK: Duration = Duration::from_millis(250);
+/// A node at its deadline has clients to bring elsewhere and a goodbye to write; that is given this long.
+const END_WITHIN: Duration = Duration::from_secs(30);
 
 /// Asks, and says what was answered.
 pub fn run(args: DrainArgs) -> anyhow::Result<ExitCode> {
@@ -42,6 +52,22 @@ pub fn run(args: DrainArgs) -> anyhow::Result<ExitCode> {
         match answer {
             NuveAnswer::Draining => println!("{node} is draining"),
             other => anyhow::bail!("unexpected answer {other:?}"),
+        }
+        if args.wait {
+            let ended = async {
+                // Any answer is one; that nobody listens is known at once.
+                while !matches!(
+                    bus.request(Subject::rpc(&node), Bytes::new(), RPC_TIMEOUT).await,
+                    Err(RequestError::NoResponders(_))
+                ) {
+                    tokio::time::sleep(LOOK).await;
+                }
+            };
+            let within = Duration::from_secs(args.deadline_s) + END_WITHIN;
+            tokio::time::timeout(within, ended)
+                .await
+                .with_context(|| format!("{node} still answers after {within:?}"))?;
+            println!("{node} has ended");
         }
         Ok(ExitCode::SUCCESS)
     })
