@@ -314,6 +314,7 @@ impl FakeEc {
             address: format!("ws://{id}.test/signal"),
             workers: 0,
             version: "test".into(),
+            probe: None,
         };
         log.append(node.clone(), state.head, Draft::default(), &[event.into()]).await.unwrap();
         let mut requests = cell.bus.subscribe(Subject::rpc(&node).into(), None).await.unwrap();
