@@ -21,7 +21,7 @@ async fn token_keys(cell: &Cell) -> TokenKeys {
     let subject = Subject::rpc_any(StreamKind::Nuve);
     let answer: Result<NuveAnswer, RpcError> =
         ask(&*cell.bus, subject, &NuveRequest::TokenKeys, RPC_TIMEOUT).await;
-    let NuveAnswer::Keys { keys } = answer.unwrap();
+    let NuveAnswer::Keys { keys } = answer.unwrap() else { panic!("keys were asked for") };
     TokenKeys::new(keys)
 }
 
