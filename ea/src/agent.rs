@@ -11,7 +11,7 @@ use roomlog_bus::{
     commit::{Commit, Payload, StreamId},
     env::Env,
     ids::{EaId, RoomId, Version, WorkerIndex},
-    journal::{Journal, read_all},
+    journal::Journal,
     media::MediaError,
     rpc::{EaAnswer, EaRequest, EcRequest, Heartbeat, RPC_TIMEOUT, RpcError},
     subject::Subject,
@@ -305,6 +305,14 @@ struct Inputs {
     stop: watch::Receiver<bool>,
 }
 
+/// Commits of a room's stream read at a time: a few hundred KiB at the sizes rooms have.
+const LOAD_PAGE: usize = 1_000;
+/// A page that was not read is asked for again so often before the room is begun anew; with [`LOAD_AGAIN`] between, longer than a stream
+/// of the log takes to elect a leader.
+const LOAD_TRIES: u32 = 10;
+/// Between two such tries.
+const LOAD_AGAIN: Duration = Duration::from_millis(500);
+
 type Loaded = (RoomId, Option<Vec<Arc<Commit>>>);
 
 struct Agent {
@@ -342,7 +350,23 @@ impl Agent {
         let mut bus_open = true;
         while self.superseded.is_none() {
             tokio::select! {
+                // Timers first, which are rare: a flood of commits or requests never keeps this node from saying that it lives. Requests
+                // last: what they ask is best answered with all that is known.
+                biased;
                 () = stopped(&mut inputs.stop) => break,
+                _ = heartbeat.tick() => self.heartbeat(),
+                _ = tick.tick() => {
+                    self.input(Input::Tick);
+                    if self.core.is_drained(self.env.now()) {
+                        tracing::info!(ea = %self.id, "drained");
+                        break;
+                    }
+                }
+                Some(report) = inputs.reports.recv() => self.report(report),
+                Some(loaded) = self.loads.join_next(), if !self.loads.is_empty() => match loaded {
+                    Ok((room, commits)) => self.input(Input::Loaded { room, commits }),
+                    Err(error) => tracing::error!(%error, "reading a room's stream panicked; its room waits for the next commit"),
+                },
                 Some(from) = inputs.from_slots.recv() => self.slot_event(from),
                 Some(commit) = inputs.followed.recv() => self.input(Input::Commit(commit)),
                 request = inputs.requests.next(), if bus_open => match request {
@@ -352,19 +376,6 @@ impl Agent {
                         bus_open = false;
                     }
                 },
-                Some(report) = inputs.reports.recv() => self.report(report),
-                Some(loaded) = self.loads.join_next(), if !self.loads.is_empty() => match loaded {
-                    Ok((room, commits)) => self.input(Input::Loaded { room, commits }),
-                    Err(error) => tracing::error!(%error, "reading a room's stream panicked; its room waits for the next commit"),
-                },
-                _ = tick.tick() => {
-                    self.input(Input::Tick);
-                    if self.core.is_drained(self.env.now()) {
-                        tracing::info!(ea = %self.id, "drained");
-                        break;
-                    }
-                }
-                _ = heartbeat.tick() => self.heartbeat(),
             }
         }
         if self.superseded.is_none() {
@@ -510,17 +521,27 @@ impl Agent {
             let stream = StreamId::from(&room);
             let read = async {
                 let _turn = turn.acquire().await.ok()?;
-                match timeout(RPC_TIMEOUT, read_all(journal.as_ref(), &stream, from)).await {
-                    Ok(Ok(commits)) => Some(commits),
-                    Ok(Err(error)) => {
-                        tracing::warn!(%stream, %from, %error, "a room's stream was not read; trying again");
-                        None
-                    }
-                    Err(_) => {
-                        tracing::warn!(%stream, %from, "a room's stream was not read within {RPC_TIMEOUT:?}; trying again");
-                        None
-                    }
+                // Page by page: a room that has lived for days takes long to read, and what was read is not read again.
+                let (mut commits, mut next, mut failures) = (Vec::new(), from, 0);
+                while failures < LOAD_TRIES {
+                    let error = match timeout(RPC_TIMEOUT, journal.read(&stream, next, LOAD_PAGE)).await {
+                        Ok(Ok(page)) => {
+                            let is_last = page.len() < LOAD_PAGE;
+                            next = page.last().map_or(next, |last| last.last_version().next());
+                            commits.extend(page);
+                            if is_last {
+                                return Some(commits);
+                            }
+                            continue;
+                        }
+                        Ok(Err(error)) => error.to_string(),
+                        Err(_) => format!("no answer within {RPC_TIMEOUT:?}"),
+                    };
+                    tracing::warn!(%stream, from = %next, error, "a room's stream was not read; trying again from there");
+                    failures += 1;
+                    tokio::time::sleep(LOAD_AGAIN).await;
                 }
+                None
             };
             let commits = read.await;
             (room, commits)

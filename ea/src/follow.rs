@@ -21,6 +21,7 @@ pub async fn follow(
 ) {
     loop {
         let next = tokio::select! {
+            biased;
             next = follow.next() => next,
             () = commits.closed() => return,
         };
@@ -39,6 +40,7 @@ pub async fn follow(
             None => ReadError::Unavailable { reason: "the journal was closed".into() },
         };
         follow = tokio::select! {
+            biased;
             follow = follow_again(journal.as_ref(), &mut cursor, broken) => follow,
             () = commits.closed() => return,
         };

@@ -15,9 +15,9 @@ pub mod objects;
 mod registrar;
 pub mod settings;
 mod slot;
-#[cfg(test)]
-#[allow(missing_docs, reason = "helpers of tests")]
-mod testing;
+#[cfg(any(test, feature = "testing"))]
+#[allow(missing_docs, clippy::unwrap_used, reason = "helpers of tests")]
+pub mod testing;
 pub mod turns;
 pub mod worker;
 

@@ -126,6 +126,7 @@ impl Slot {
             }
             self.generation += 1;
             tokio::select! {
+                biased;
                 () = tokio::time::sleep(wait) => {}
                 () = stopped(&mut self.stop) => return,
             }
@@ -139,6 +140,7 @@ impl Slot {
             Err(error) => return (false, Ended::Worker(error.to_string())),
         };
         let ready = tokio::select! {
+            biased;
             ready = timeout(self.settings.ready_timeout, link.from.recv()) => ready,
             () = stopped(&mut self.stop) => return (false, self.shut_down(link).await),
         };
@@ -169,18 +171,9 @@ impl Slot {
         let mut last_look = Instant::now();
         loop {
             tokio::select! {
-                said = link.from.recv() => match said {
-                    None => return Ended::Worker(self.end_of(link).await),
-                    Some(message) => {
-                        if let FromWorker::Pong { .. } = message {
-                            last_pong = Instant::now();
-                        }
-                        if !self.tell(SlotEvent::Said(message)).await {
-                            return self.shut_down(link).await;
-                        }
-                    }
-                },
-                reason = &mut link.ended => return Ended::Worker(reason.unwrap_or_else(|_| "gone".into())),
+                biased;
+                () = wanted(&mut self.replace, self.generation) => return Ended::Worker("hung: its queue was full".into()),
+                () = stopped(&mut self.stop) => return self.shut_down(link).await,
                 _ = ping.tick() => {
                     // After a pause of our own (a stopped machine, a starved process) the worker has not been silent: we were deaf.
                     if last_look.elapsed() > self.settings.ping_every + self.settings.pong_timeout / 2 {
@@ -194,8 +187,18 @@ impl Slot {
                     // A full queue is no reason by itself: the missing answer will be.
                     let _ = link.to.try_send(ToWorker::Ping { id: next_id });
                 }
-                () = wanted(&mut self.replace, self.generation) => return Ended::Worker("hung: its queue was full".into()),
-                () = stopped(&mut self.stop) => return self.shut_down(link).await,
+                said = link.from.recv() => match said {
+                    None => return Ended::Worker(self.end_of(link).await),
+                    Some(message) => {
+                        if let FromWorker::Pong { .. } = message {
+                            last_pong = Instant::now();
+                        }
+                        if !self.tell(SlotEvent::Said(message)).await {
+                            return self.shut_down(link).await;
+                        }
+                    }
+                },
+                reason = &mut link.ended => return Ended::Worker(reason.unwrap_or_else(|_| "gone".into())),
             }
         }
     }
@@ -210,6 +213,7 @@ impl Slot {
             std::future::pending::<()>().await;
         };
         tokio::select! {
+            biased;
             reason = ended => reason.unwrap_or_else(|_| "gone".into()),
             () = kill_later => "gone".into(),
         }

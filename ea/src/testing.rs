@@ -341,6 +341,7 @@ impl SpawnWorker for FakeSpawner {
             let _ = says.send(FromWorker::Ready { udp }).await;
             let reason = loop {
                 let command = tokio::select! {
+                    biased;
                     command = commands.recv() => command,
                     () = worker.die.notified() => break "signal: 9",
                     _ = &mut killed => break "killed",

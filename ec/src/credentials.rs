@@ -2,7 +2,7 @@
 
 use std::{
     sync::{PoisonError, RwLock},
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
@@ -15,6 +15,7 @@ use roomlog_bus::{
     token::{Claims, TokenError, TokenKeys},
 };
 use sha2::{Digest, Sha256};
+use tokio::time::Instant;
 
 /// Keys are asked for at most this often, so that tokens with made-up key ids do not become a load on NUVE.
 const FETCH_PAUSE: Duration = Duration::from_secs(1);

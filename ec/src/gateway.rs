@@ -6,7 +6,7 @@ use std::{
         Arc,
         atomic::{AtomicU64, Ordering},
     },
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use axum::{
@@ -28,7 +28,7 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 use tokio::{
     sync::{mpsc, oneshot},
-    time::timeout,
+    time::{Instant, timeout},
 };
 
 use crate::{
@@ -238,6 +238,23 @@ impl Connection {
                 None => opened + token_timeout,
             };
             tokio::select! {
+                // What is rare or bounded by the room first: a client that floods holds up nobody but itself.
+                biased;
+                _ = ping.tick() => {
+                    if !self.send(Message::Ping(Vec::new().into())).await {
+                        return self.unsendable().await;
+                    }
+                }
+                out = self.queue.recv() => match out {
+                    Some(ToSocket::Text(text)) => {
+                        if !self.send(Message::Text(text.into())).await {
+                            return self.unsendable().await;
+                        }
+                    }
+                    Some(ToSocket::Close(code, reason)) => return End::Close(Closed::Told, code, reason),
+                    // The room let go of a socket whose queue was full.
+                    None => return End::Broken(Closed::Unread),
+                },
                 received = self.ws.recv() => {
                     heard = Instant::now();
                     match received {
@@ -268,22 +285,7 @@ impl Connection {
                         None => return End::Broken(Closed::Broken),
                     }
                 }
-                out = self.queue.recv() => match out {
-                    Some(ToSocket::Text(text)) => {
-                        if !self.send(Message::Text(text.into())).await {
-                            return self.unsendable().await;
-                        }
-                    }
-                    Some(ToSocket::Close(code, reason)) => return End::Close(Closed::Told, code, reason),
-                    // The room let go of a socket whose queue was full.
-                    None => return End::Broken(Closed::Unread),
-                },
-                _ = ping.tick() => {
-                    if !self.send(Message::Ping(Vec::new().into())).await {
-                        return self.unsendable().await;
-                    }
-                }
-                () = tokio::time::sleep_until(deadline.into()) => {
+                () = tokio::time::sleep_until(deadline) => {
                     return match self.member {
                         Some(_) => End::Broken(Closed::Silent),
                         None => End::Close(Closed::NoToken, FINAL, "no token in time".into()),

@@ -42,7 +42,7 @@ use roomlog_bus::{
 };
 use roomlog_projections::{
     directory::LiveDirectory,
-    membership::{RegisterError, leave},
+    membership::{MediaProbe, RegisterError, leave},
     node::NodePhase,
 };
 use tokio::{sync::watch, task::JoinHandle};
@@ -163,6 +163,19 @@ impl Ec {
         directory: LiveDirectory,
         env: Env,
     ) -> Result<Self, EcError> {
+        let probe = life::media_probe(env.clone());
+        Self::start_with(settings, bus, journal, directory, env, probe).await
+    }
+
+    /// As [`Self::start`], with another way to ask the workers of a silent EA whether they still serve.
+    pub async fn start_with(
+        settings: EcSettings,
+        bus: Arc<dyn Bus>,
+        journal: Arc<dyn Journal>,
+        directory: LiveDirectory,
+        env: Env,
+        probe: MediaProbe,
+    ) -> Result<Self, EcError> {
         let metrics = Arc::new(Metrics::default());
         let begin = move || {
             Life::begin(
@@ -172,6 +185,7 @@ impl Ec {
                 directory.clone(),
                 env.clone(),
                 metrics.clone(),
+                probe.clone(),
             )
         };
         let mut life = begin().await?;

@@ -82,6 +82,7 @@ impl Life {
         directory: LiveDirectory,
         env: Env,
         metrics: Arc<Metrics>,
+        probe: MediaProbe,
     ) -> Result<Self, EcError> {
         let node = StreamId::from(&settings.id);
         let registration = Registration { address: settings.address.clone(), ..Registration::default() };
@@ -128,7 +129,7 @@ impl Life {
             log,
             directory: directory.clone(),
             bus,
-            media_probe: Some(media_probe(env)),
+            media_probe: Some(probe),
         };
         tasks.spawn(watch.run(stopped, None));
         tasks.spawn(look_at_placements(shared.clone()));
@@ -296,7 +297,7 @@ async fn confirm_log(shared: Arc<Shared>) {
 }
 
 /// Asks the workers of an EA for an answer to a binding request, which they give to whoever knows the password it registered.
-fn media_probe(env: Env) -> MediaProbe {
+pub(crate) fn media_probe(env: Env) -> MediaProbe {
     Arc::new(move |node: StreamId, state: NodeState| {
         let env = env.clone();
         Box::pin(async move {

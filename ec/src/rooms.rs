@@ -1,7 +1,7 @@
 //! The rooms that run on this EC: one task each, started with the first message and ended when nobody is left.
 
 use std::{
-    collections::HashMap,
+    collections::BTreeMap,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
@@ -17,7 +17,7 @@ use crate::{
 /// The inboxes of the running rooms.
 #[derive(Default)]
 pub(crate) struct Rooms {
-    inboxes: Mutex<HashMap<RoomId, mpsc::Sender<RoomMessage>>>,
+    inboxes: Mutex<BTreeMap<RoomId, mpsc::Sender<RoomMessage>>>,
 }
 
 impl Rooms {
@@ -75,12 +75,16 @@ impl Rooms {
         true
     }
 
-    /// Drops all inboxes: every room task ends and its sockets close.
+    /// Ends every room task, which closes its sockets. Dropping the inboxes would not do: each socket holds one.
     pub(crate) fn clear(&self) {
-        self.lock().clear();
+        for inbox in std::mem::take(&mut *self.lock()).into_values() {
+            if let Err(TrySendError::Full(end)) = inbox.try_send(RoomMessage::End) {
+                tokio::spawn(async move { inbox.send(end).await });
+            }
+        }
     }
 
-    fn lock(&self) -> MutexGuard<'_, HashMap<RoomId, mpsc::Sender<RoomMessage>>> {
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<RoomId, mpsc::Sender<RoomMessage>>> {
         self.inboxes.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

@@ -228,6 +228,7 @@ async fn tend(app: AppState, mut stop: watch::Receiver<bool>) {
     let mut forget = tokio::time::interval(FORGET);
     loop {
         tokio::select! {
+            biased;
             () = crate::app::stopped(&mut stop) => return,
             _ = forget.tick() => app.limits.forget_quiet(),
             _ = beats.tick() => {

@@ -22,6 +22,7 @@ const ROOMS_A_TURN: usize = 1_000;
 pub async fn take_over(app: AppState, mut lost: mpsc::Receiver<Vec<Lost>>, mut stop: watch::Receiver<bool>) {
     loop {
         let lost = tokio::select! {
+            biased;
             () = stopped(&mut stop) => return,
             lost = lost.recv() => lost,
         };

@@ -350,6 +350,7 @@ pub async fn serve_keys(
 ) {
     loop {
         let (message, is_common) = tokio::select! {
+            biased;
             () = crate::app::stopped(&mut stop) => return,
             message = own.next() => (message, false),
             message = common.next() => (message, true),

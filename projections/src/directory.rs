@@ -20,6 +20,7 @@ use crate::{
     node::NodeState,
     room::{FoldError, Owner, RoomState},
     service::ServiceState,
+    signal::Signal,
 };
 
 /// All rooms, nodes and services at one cursor.
@@ -122,9 +123,9 @@ impl Directory {
 pub struct LiveDirectory {
     inner: Arc<RwLock<Directory>>,
     /// Counts commits folded; waiters look again at each change.
-    changes: Arc<watch::Sender<u64>>,
+    changes: Arc<Signal>,
     /// Counts commits to node streams, which are rare and concern everybody.
-    node_changes: Arc<watch::Sender<u64>>,
+    node_changes: Arc<Signal>,
     /// Tells of rooms that were given to an EC.
     placed: Arc<broadcast::Sender<Placed>>,
     /// Where a checkpoint is kept, if one is.
@@ -168,11 +169,10 @@ impl LiveDirectory {
         checkpoint: Option<Arc<Path>>,
     ) -> Result<Self, ReadError> {
         let from = directory.cursor.clone();
-        let (changes, mut caught_up) = watch::channel(0);
         let live = Self {
             inner: Arc::new(RwLock::new(directory)),
-            changes: Arc::new(changes),
-            node_changes: Arc::new(watch::channel(0).0),
+            changes: Arc::default(),
+            node_changes: Arc::default(),
             placed: Arc::new(broadcast::channel(PLACED_QUEUE).0),
             checkpoint,
         };
@@ -183,7 +183,6 @@ impl LiveDirectory {
         is_ready.await.map_err(|_| ReadError::Unavailable {
             reason: "the journal closed while it was first read".into(),
         })?;
-        caught_up.mark_unchanged();
         Ok(live)
     }
 
@@ -276,12 +275,12 @@ impl LiveDirectory {
                         since_checkpoint = 0;
                         self.checkpoint().await;
                     }
-                    self.changes.send_modify(|n| *n += 1);
+                    self.changes.tell();
                     if matches!(
                         entry.commit.stream.kind(),
                         StreamKind::Ea | StreamKind::Ec | StreamKind::Nuve
                     ) {
-                        self.node_changes.send_modify(|n| *n += 1);
+                        self.node_changes.tell();
                     }
                 }
                 Some(Followed::CaughtUp) => {

@@ -12,6 +12,7 @@ pub mod replay;
 pub mod replay_text;
 pub mod room;
 pub mod service;
+mod signal;
 pub mod timeline;
 mod timeline_ids;
 pub mod timeline_words;

@@ -11,6 +11,7 @@ pub mod peer;
 pub mod process;
 pub mod proxy;
 pub mod returner;
+pub mod sim;
 pub mod witness;
 
 use std::path::PathBuf;

@@ -11,7 +11,7 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     future::Future,
     sync::Arc,
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use futures::future::join_all;
@@ -30,6 +30,7 @@ use serde_json::{Value, json};
 use tokio::{
     sync::{mpsc, oneshot},
     task::JoinSet,
+    time::Instant,
 };
 
 use crate::{
@@ -111,6 +112,8 @@ pub enum RoomMessage {
     CheckOwner,
     /// The log has not been reached for too long: the clients are told.
     Suspended,
+    /// This incarnation is over: the sockets are closed, and their clients resume wherever the room is then.
+    End,
 }
 
 /// What came of work that was under way outside the task.
@@ -204,10 +207,11 @@ impl Room {
                     Err(error) => tracing::error!(room = %self.id, %error, "work of a room broke off"),
                 },
                 message = inbox.recv() => match message {
+                    // Its sockets hold inboxes too, so that the inbox alone does not close when this incarnation ends.
+                    Some(RoomMessage::End) | None => break,
                     Some(message) => self.handle(message).await,
-                    None => break,
                 },
-                () = tokio::time::sleep_until(wake.into()) => self.on_time().await,
+                () = tokio::time::sleep_until(wake) => self.on_time().await,
             }
             self.follow_up().await;
         }
@@ -424,6 +428,7 @@ impl Room {
                     self.check_owner_again = Some(Instant::now() + TRY_AGAIN);
                 }
             },
+            RoomMessage::End => {}
             RoomMessage::Suspended => {
                 for session in self.sessions.values_mut() {
                     session.send(protoo::notification("suspended", &json!({})));

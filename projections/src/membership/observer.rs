@@ -16,7 +16,10 @@ use roomlog_bus::{
 };
 use tokio::{sync::watch, time::Instant};
 
-use crate::node::{NodePhase, NodeState};
+use crate::{
+    node::{NodePhase, NodeState},
+    signal::Signal,
+};
 
 /// How often this node looks whether it was itself paused.
 const TICK: Duration = Duration::from_millis(100);
@@ -121,7 +124,7 @@ pub struct Observer {
     settings: LivenessSettings,
     heard: Mutex<BTreeMap<StreamId, Heard>>,
     /// Counts heartbeats that changed who lives.
-    changed: watch::Sender<u64>,
+    changed: Signal,
     started: Instant,
     /// When the listening task last had nothing more to read.
     listened: Mutex<Instant>,
@@ -147,7 +150,7 @@ impl Observer {
             node,
             settings,
             heard: Mutex::new(heard),
-            changed: watch::Sender::new(0),
+            changed: Signal::default(),
             started: now,
             listened: Mutex::new(now),
         });
@@ -228,7 +231,7 @@ impl Observer {
         };
         drop(heard);
         if news {
-            self.changed.send_modify(|n| *n += 1);
+            self.changed.tell();
         }
     }
 
