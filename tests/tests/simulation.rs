@@ -90,6 +90,29 @@ fn a_seed_names_its_run() {
     }
 }
 
+/// The first seed that shows a planted bug, and what it says of it.
+fn found(name: &str, planted: Planted, most: u64) -> u64 {
+    for from in (1..=most).step_by(8) {
+        let (_, broken) = explore(from, 8, planted);
+        if let Some((seed, broken)) = broken.first() {
+            println!("{name}: seed {seed}: {}", broken[0].chars().take(200).collect::<String>());
+            return *seed;
+        }
+    }
+    panic!("{name}: not found by {most} seeds");
+}
+
+/// Each of them is a cluster whose log or whose clock is not what the code relies on.
+#[test]
+fn planted_bugs_are_found() {
+    let none = Planted::default();
+    found("the log does not fence", Planted { no_fence: true, ..none }, 64);
+    found("a follower skips a commit", Planted { skip: 5, ..none }, 64);
+    found("a follower loses the last commit", Planted { lose_last: true, ..none }, 64);
+    found("a leave is acknowledged and forgotten", Planted { forget_leave: 200, ..none }, 64);
+    found("a node acts on its own pause", Planted { unnoticed_pause: true, ..none }, 200);
+}
+
 /// Shows one run: `ROOMLOG_SIM_FROM=<seed> cargo test -p roomlog-tests --test simulation show -- --ignored --nocapture`.
 #[test]
 #[ignore = "for people"]

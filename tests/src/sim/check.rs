@@ -53,8 +53,10 @@ pub async fn all(
     acknowledged(&log, &clients, &mut broken, &mut checks);
     same_ec(&log, &stored, &clients, &mut broken, &mut checks);
     states(bus, &folded, &mut broken, &mut checks).await;
+    lost(world, &log, &stored, &mut broken, &mut checks);
     ghosts(&folded, &clients, &workers, &mut broken, &mut checks);
     let mut world = world.lock();
+    broken.append(&mut world.broken);
     for (kind, n) in checks {
         *world.counts.checks.entry(kind).or_default() += n;
     }
@@ -242,6 +244,27 @@ fn compare(
             state.version(),
             state.to_json()
         ));
+    }
+}
+
+/// Only a node with which something was wrong is called lost.
+fn lost(
+    world: &Arc<World>,
+    log: &[Arc<Commit>],
+    stored: &[Micros],
+    broken: &mut Vec<String>,
+    checks: &mut Checks,
+) {
+    let world = world.lock();
+    for (commit, at) in log.iter().zip(stored) {
+        if !commit.events.iter().any(|event| event.kind.as_ref() == "NodeLost") {
+            continue;
+        }
+        *checks.entry("nodes called lost, with reason").or_default() += 1;
+        let Some(node) = world.nodes.iter().find(|node| node.name == commit.stream.id()) else { continue };
+        if !node.in_trouble(at.saturating_sub(STALE), *at) {
+            broken.push(format!("{} was called lost by {} and was there", node.name, commit.writer.node));
+        }
     }
 }
 

@@ -60,6 +60,10 @@ pub struct Planted {
     pub skip: u32,
     /// A follower misses the last commit there is, now and then.
     pub lose_last: bool,
+    /// A commit in which somebody leaves is acknowledged and not stored, in thousandths.
+    pub forget_leave: u32,
+    /// A node does not notice that it stood still: it takes the silence for the others'.
+    pub unnoticed_pause: bool,
 }
 
 /// What a run came to.
@@ -117,6 +121,7 @@ enum Fault {
     Crash { for_: Micros },
     Cut { for_: Micros, knows_after: Micros },
     Pause { for_: Micros },
+    Unheard { for_: Micros },
     Worker,
 }
 
@@ -182,13 +187,14 @@ pub fn run(seed: u64, planted: Planted, text: bool) -> Outcome {
     for number in 0..faults {
         let at = plan.random_range(FAULTS_FROM..SETTLE_FROM);
         let target = plan.random_range(0..hosts.len() - 1);
-        let fault = match plan.random_range(0..7) {
+        let fault = match plan.random_range(0..8) {
             0..2 => Fault::Crash { for_: plan.random_range(S..25 * S) },
             2..4 => Fault::Cut {
                 for_: plan.random_range(S / 2..25 * S),
                 knows_after: plan.random_range(0..4 * S),
             },
             4..6 => Fault::Pause { for_: plan.random_range(S / 2..25 * S) },
+            6 => Fault::Unheard { for_: plan.random_range(3 * S..8 * S) },
             _ => Fault::Worker,
         };
         later.insert((at, number), Later::Fault(target, fault));
@@ -316,6 +322,13 @@ impl Cluster {
     fn fault(&mut self, target: usize, fault: Fault) {
         self.world.lock().note(|| format!("{fault:?} {target}"), &[]);
         let now = self.now;
+        if let Fault::Crash { for_ }
+        | Fault::Cut { for_, .. }
+        | Fault::Pause { for_ }
+        | Fault::Unheard { for_ } = fault
+        {
+            self.world.lock().nodes[target].trouble.push((now, now + for_));
+        }
         let host = &mut self.hosts[target];
         match fault {
             Fault::Crash { for_ } if host.runtime.is_some() => {
@@ -332,6 +345,11 @@ impl Cluster {
             Fault::Pause { for_ } if host.runtime.is_some() => {
                 self.world.lock().fault("node paused");
                 host.paused_until = host.paused_until.max(now + for_);
+            }
+            Fault::Unheard { for_ } => {
+                let mut world = self.world.lock();
+                world.fault("node not heard");
+                world.nodes[target].unheard_until = now + for_;
             }
             Fault::Worker => {
                 if let Some(workers) = &host.workers
@@ -350,8 +368,9 @@ impl Cluster {
         self.now += QUANTUM;
         self.world.advance(self.now);
         self.order.shuffle(&mut self.plan);
+        let unnoticed = self.world.lock().planted.unnoticed_pause;
         for index in &self.order {
-            self.hosts[*index].drive(self.now);
+            self.hosts[*index].drive(self.now, unnoticed);
         }
     }
 
@@ -439,7 +458,7 @@ impl Host {
     }
 
     /// Lets it run until `now`.
-    fn drive(&mut self, now: Micros) {
+    fn drive(&mut self, now: Micros, unnoticed: bool) {
         let (Some(runtime), Some(base)) = (&self.runtime, self.base) else { return };
         if self.paused_until > now {
             return;
@@ -447,7 +466,7 @@ impl Host {
         let target = base + Duration::from_micros(now - self.born);
         runtime.block_on(async {
             let behind = target.saturating_duration_since(Instant::now());
-            if behind > Duration::from_micros(2 * QUANTUM) {
+            if behind > Duration::from_micros(2 * QUANTUM) && !unnoticed {
                 // It was paused: its clocks went on without it.
                 advance(behind - Duration::from_micros(QUANTUM)).await;
             }

@@ -9,8 +9,9 @@ use axum::{body::Bytes, http::Request, http::StatusCode};
 use rand::{Rng, RngCore, SeedableRng, rngs::StdRng};
 use roomlog_bus::{
     bus::Message,
-    commit::{Commit, StreamId},
+    commit::{Commit, Payload, StreamId},
     journal::{AppendError, Cursor, Entry, Followed},
+    rpc::EaRequest,
     subject::Pattern,
 };
 use sha2::{Digest, Sha256};
@@ -78,6 +79,9 @@ const QUICK: Micros = 30 * MS;
 const SLOW: Micros = 900 * MS;
 /// An append is given up after this: what a NATS client waits.
 pub const APPEND_TIMEOUT: Micros = 5 * S;
+
+/// A node that was not heard for this long is suspected; what is on its way and the look every quantum come on top.
+const SUSPECTED: Micros = 3 * S + 200 * MS;
 
 /// A call to a node's HTTP interface.
 pub struct Call {
@@ -156,6 +160,17 @@ pub(super) struct Node {
     pub knows: bool,
     pub connected: Vec<watch::Sender<bool>>,
     pub running: bool,
+    /// When it was gone, cut off, standing still or not heard.
+    pub trouble: Vec<(Micros, Micros)>,
+    /// Its heartbeats are lost until then, and nothing else of it.
+    pub unheard_until: Micros,
+}
+
+impl Node {
+    /// Whether anything was wrong with it between `from` and `until`.
+    pub fn in_trouble(&self, from: Micros, until: Micros) -> bool {
+        self.trouble.iter().any(|(began, ended)| *began <= until && *ended >= from)
+    }
 }
 
 pub(super) struct Inner {
@@ -185,6 +200,10 @@ pub(super) struct Inner {
     /// EAs whose media ports answer.
     pub media: BTreeSet<String>,
     pub planted: super::Planted,
+    /// When a node last heard a heartbeat of another: by listener and subject.
+    heard: BTreeMap<(usize, String), Micros>,
+    /// What was seen to be wrong while it happened.
+    pub broken: Vec<String>,
 }
 
 /// What lies between the nodes. Only one thread ever has it; the lock is for the traits' sake.
@@ -214,6 +233,8 @@ impl World {
             links: BTreeMap::new(),
             media: BTreeSet::new(),
             planted,
+            heard: BTreeMap::new(),
+            broken: Vec::new(),
         })))
     }
 
@@ -314,6 +335,9 @@ impl Inner {
                     return self.fault("message to a node that is cut off");
                 }
                 self.count("messages");
+                if message.subject.as_str().starts_with("roomlog.hb.ea.") {
+                    self.heard.insert((node, message.subject.to_string()), self.now);
+                }
                 let sender = self.subscribers[&subscriber].sender.clone();
                 self.note(|| format!("msg {from}>{node} {}", message.subject), &message.payload);
                 let _ = sender.try_send(message);
@@ -338,8 +362,36 @@ impl Inner {
         }
     }
 
+    /// A room is opened on an EA only by who has heard it lately: a suspected one takes no part.
+    fn check_asked(&mut self, from: usize, message: &Message) {
+        let Some(ea) = message.subject.as_str().strip_prefix("roomlog.rpc.ea.") else { return };
+        let request = Payload(message.payload.clone()).decode::<EaRequest>();
+        let Ok(EaRequest::OpenRoom { room, .. }) = request else { return };
+        *self.counts.checks.entry("EAs asked for a room, heard lately").or_default() += 1;
+        let since = self.now.saturating_sub(SUSPECTED);
+        let heard = self.heard.get(&(from, format!("roomlog.hb.ea.{ea}"))).is_some_and(|at| *at >= since);
+        let registered = self.log.iter().zip(&self.stored).rev().any(|(commit, at)| {
+            *at >= since
+                && commit.stream.id() == ea
+                && commit.events.iter().any(|event| event.kind.as_ref() == "NodeRegistered")
+        });
+        // Who was away itself counts silence anew.
+        if !heard && !registered && !self.nodes[from].in_trouble(since, self.now) {
+            let line = format!(
+                "{} asks {ea} for {room}, and has not heard it for {SUSPECTED} us",
+                self.nodes[from].name
+            );
+            self.broken.push(line);
+        }
+    }
+
     /// Sends to everybody who listens; says to how many.
     pub fn publish(&mut self, from: usize, message: &Message) -> usize {
+        self.check_asked(from, message);
+        if self.nodes[from].unheard_until > self.now && message.subject.as_str().starts_with("roomlog.hb.") {
+            self.fault("heartbeat lost");
+            return 0;
+        }
         let mut to = Vec::new();
         let mut groups: BTreeMap<String, Vec<u64>> = BTreeMap::new();
         for (id, subscriber) in self.subscribers.iter().filter(|(_, s)| s.pattern.matches(&message.subject)) {
@@ -407,6 +459,11 @@ impl Inner {
     fn append(&mut self, commit: Commit, from: usize) -> Result<(), AppendError> {
         let own = self.streams.get(&commit.stream).map_or(&[][..], Vec::as_slice);
         let head = own.last().map(|at| self.log[*at as usize - 1].head());
+        let leaves = || commit.events.iter().any(|event| event.kind.as_ref() == "ClientLeft");
+        if self.planted.forget_leave > 0 && leaves() && self.chance(self.planted.forget_leave) {
+            return Ok(());
+        }
+        let own = self.streams.get(&commit.stream).map_or(&[][..], Vec::as_slice);
         let fenced = commit.follows(head.as_ref());
         if !fenced {
             let mut stored = own.iter().map(|at| &self.log[*at as usize - 1]);
