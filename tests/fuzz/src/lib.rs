@@ -6,7 +6,7 @@
 #![forbid(unsafe_code)]
 
 mod input;
-
+pub mod seeds;
 mod targets;
 
 /// A target.
@@ -25,11 +25,3 @@ pub const TARGETS: &[(&str, Target)] = &[
     ("token", targets::token::run),
     ("log", targets::log::run),
 ];
-
-/// What the first inputs are made of.
-pub mod material {
-    pub use crate::targets::{
-        dtls::flights, log::checkpoint_of as checkpoint, log::written as commits, packet::seal,
-        token::NOW as NOW_S,
-    };
-}

@@ -1,4 +1,5 @@
-//! The process libFuzzer runs: `ROOMLOG_FUZZ` says which target.
+//! The process libFuzzer runs: `ROOMLOG_FUZZ` says which target. `roomlog-fuzz seeds FOLDER` writes first inputs instead, here because only
+//! libFuzzer has what code with coverage counters calls.
 //!
 //! This file cannot forbid unsafe code: libFuzzer calls it through an exported C function, which the macro writes; and the allocator that
 //! refuses bombs is one (libFuzzer's own limit needs a sanitizer's hooks, which stable Rust has not).
@@ -47,6 +48,15 @@ static TARGET: OnceLock<roomlog_fuzz::Target> = OnceLock::new();
 
 fuzz_target!(
     init: {
+        let mut words = std::env::args().skip(1);
+        if words.next().as_deref() == Some("seeds") {
+            let folder = words.next().unwrap_or_else(|| "tests/fuzz/corpus".into());
+            if let Err(error) = roomlog_fuzz::seeds::write(folder.as_ref()) {
+                eprintln!("first inputs cannot be written to {folder}: {error}");
+                std::process::exit(1);
+            }
+            std::process::exit(0);
+        }
         let name = std::env::var("ROOMLOG_FUZZ").unwrap_or_default();
         let names: Vec<_> = roomlog_fuzz::TARGETS.iter().map(|(name, _)| *name).collect();
         match roomlog_fuzz::TARGETS.iter().find(|(known, _)| *known == name) {

@@ -59,6 +59,7 @@ impl World {
             address: "x".into(),
             workers,
             version: "0".into(),
+            probe: None,
         };
         let nuve = StreamId::from(&id(NuveId::new("nuve")));
         let ea = StreamId::from(&id(EaId::new("ea")));

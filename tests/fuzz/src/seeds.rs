@@ -1,20 +1,22 @@
-//! Writes first inputs for every target, from real messages: `cargo run --example seeds FOLDER`.
-#![forbid(unsafe_code)]
+//! First inputs for every target, from real messages.
 
-use std::{fs, path::PathBuf};
+use std::{collections::BTreeSet, fs, io, path::Path};
 
 use roomlog_bus::{
+    commit::{Payload, StreamKind},
     events::Event,
     ids::{ClientId, EcId, RoomId, ServiceId},
     media::MediaAnswer,
     token::{Claims, ISSUER, SigningKey},
 };
-use roomlog_fuzz::material;
+use roomlog_projections::room::RoomState;
 use roomlog_sfu::{NackPair, control, rtcp};
 use serde_json::{Value, json};
 
-fn main() {
-    let folder = PathBuf::from(std::env::args().nth(1).expect("say where to"));
+use crate::targets::{dtls, log, packet, token};
+
+/// Writes them to `folder`, each target's in a folder of its name.
+pub fn write(folder: &Path) -> io::Result<()> {
     for (target, seeds) in [
         ("packet", packets()),
         ("srtp", srtp()),
@@ -28,11 +30,12 @@ fn main() {
         ("log", logs()),
     ] {
         let folder = folder.join(target);
-        fs::create_dir_all(&folder).expect("the folder can be made");
+        fs::create_dir_all(&folder)?;
         for (number, seed) in seeds.iter().enumerate() {
-            fs::write(folder.join(format!("seed-{number:02}")), seed).expect("a seed can be written");
+            fs::write(folder.join(format!("seed-{number:02}")), seed)?;
         }
     }
+    Ok(())
 }
 
 fn with(first: u8, rest: &[u8]) -> Vec<u8> {
@@ -77,7 +80,7 @@ fn packets() -> Vec<Vec<u8>> {
     all.push(two_byte);
     let attributes = b"\x00\x06\x00\x09evtj:h6vY\0\0\0\x00\x24\x00\x04\x6e\x00\x01\xff\x80\x29\x00\x08\x93\x2f\xf9\xb1\x51\x26\x3b\x36\x00\x25\x00\x00";
     all.push(with(255, attributes));
-    all.push(material::seal(attributes, "another"));
+    all.push(packet::seal(attributes, "another"));
     all
 }
 
@@ -107,7 +110,7 @@ fn dtls() -> Vec<Vec<u8>> {
         [3, 11, 19, 27, 1, 7].into_iter().map(|mode| vec![mode, 0, 0, 0, 0, 0, 0, 0, 0, 1, 0, 0]).collect();
     all.push(vec![3, 2, 7, 0, 0, 0, 1, 44, 0, 0, 0]);
     let mut raw = vec![2];
-    for datagram in material::flights() {
+    for datagram in dtls::flights() {
         raw.push(2);
         raw.extend(chunk(&datagram));
     }
@@ -286,9 +289,17 @@ fn protoo() -> Vec<Vec<u8>> {
         (0, "pauseProducer", json!({ "producerId": "x3" })),
         (0, "resumeProducer", json!({ "producerId": "x3" })),
         (0, "getProducerStats", json!({ "producerId": "x3" })),
+        (0, "getTransportStats", json!({ "transportId": "x1" })),
         (0, "restartIce", json!({ "transportId": "x1" })),
         (0, "changeDisplayName", json!({ "displayName": "Anna" })),
         (0, "closeProducer", json!({ "producerId": "x3" })),
+        (1, "applyNetworkThrottle", json!({ "secret": "s" })),
+        (1, "resetNetworkThrottle", json!({})),
+        (1, "produceData", json!({ "transportId": "x2", "label": "chat" })),
+        (1, "getDataProducerStats", json!({ "dataProducerId": "d" })),
+        (1, "getDataConsumerStats", json!({ "dataConsumerId": "d" })),
+        (1, "token", json!({ "token": "t" })),
+        (1, "resume", json!({ "token": "t" })),
     ] {
         id += 1;
         call += &frame(who, id, method, data);
@@ -328,8 +339,8 @@ fn tokens() -> Vec<Vec<u8>> {
         role: "presenter".into(),
         ec: EcId::new("e").expect("an id"),
         ws: "wss://ec.example/signal".into(),
-        iat: material::NOW_S - 5,
-        exp: material::NOW_S + 5,
+        iat: token::NOW - 5,
+        exp: token::NOW + 5,
     };
     let said = serde_json::to_vec(&claims).expect("claims are JSON");
     let header = br#"{"alg":"EdDSA","typ":"JWT","kid":"$KID"}"#;
@@ -377,7 +388,7 @@ fn logs() -> Vec<Vec<u8>> {
         )
     );
     text += &format!("+{}", room("ClientBound", json!({ "client": "a", "ea": "ea" })));
-    text += &room("ClientAttached", json!({ "client": "a" }));
+    text += &room("ClientAttached", json!({ "client": "a", "ea": "ea" }));
     text += &room(
         "ClientJoined",
         json!({ "client": "a", "display_name": "A", "device": {}, "rtp_capabilities": caps }),
@@ -396,28 +407,74 @@ fn logs() -> Vec<Vec<u8>> {
         json!({ "client": "a", "consumer": "c", "transport": "t1", "producer": "p", "kind": "video", "rtp_parameters": producer(), "consumer_type": "simple" }),
     );
     text += &room("ConsumerLayersPreferred", json!({ "consumer": "c", "layers": { "spatialLayer": 1 } }));
+    for (kind, data) in [
+        ("ConsumerPrioritySet", json!({ "consumer": "c", "priority": 3 })),
+        ("ConsumerPaused", json!({ "consumer": "c" })),
+        ("ConsumerResumed", json!({ "consumer": "c" })),
+        ("ProducerPaused", json!({ "producer": "p" })),
+        ("ProducerResumed", json!({ "producer": "p" })),
+        ("DisplayNameChanged", json!({ "client": "a", "display_name": "Anna", "old_display_name": "A" })),
+    ] {
+        text += &room(kind, data);
+    }
+    // A room of its own that begins with the state of the first so far, as after a retention.
+    let mut state = RoomState::default();
+    for commit in log::written(text.as_bytes()).iter().filter(|c| c.stream.kind() == StreamKind::Room) {
+        state.apply_commit(commit).expect("the seed folds");
+    }
+    let kept = Payload::encode(&state).0.to_vec();
+    let snapshot = format!("room.z RoomSnapshot {}\n", json!({ "state": kept }));
     text += &room(
         "ClientDisconnected",
         json!({ "client": "a", "reason": "broken", "resume_until": 1_800_000_090_000_000_u64 }),
     );
-    text += &room("ClientResumed", json!({ "client": "a" }));
+    text += &room("ClientResumed", json!({ "client": "a", "how": "same-node" }));
     text += &room(
         "MediaMoved",
         json!({ "media_epoch": 2, "from": placement, "to": placement, "reason": "worker-died", "candidates": [] }),
     );
     text += &room("SomethingNew", json!({ "a": 1 }));
+    for (kind, data) in [
+        ("ConsumerClosed", json!({ "consumer": "c", "reason": "client-gone" })),
+        ("ConsumerRefused", json!({ "client": "a", "producer": "p", "reason": "cannot-consume" })),
+        ("ProducerClosed", json!({ "producer": "p", "reason": "asked" })),
+        ("TransportClosed", json!({ "transport": "t1", "reason": "dtls" })),
+    ] {
+        text += &room(kind, data);
+    }
     text += &room("ClientLeft", json!({ "client": "a", "reason": "left" }));
     text += &format!("+{}", room("RoomClosed", json!({ "reason": "empty" })));
+    text += &room("EaReleased", json!({ "ea": "ea", "reason": "empty" }));
     text += &room("RoomDeleted", json!({ "reason": "api" }));
-    let commits = material::commits(text.as_bytes());
-    // A seed whose events do not read is none.
-    for commit in &commits {
-        for raw in &commit.events {
-            if let Err(error) = Event::decode(raw) {
-                eprintln!("log seed: {error}");
-            }
-        }
+    for (stream, kind, data) in [
+        (
+            "ea.ea",
+            "WorkerDied",
+            json!({ "worker": 0, "generation": 1, "reason": "signal 9", "rooms": ["r"] }),
+        ),
+        ("ea.ea", "NodeDraining", json!({ "incarnation": 1, "deadline": 1_800_000_090_000_000_u64 })),
+        ("ea.ea", "NodeLeft", json!({ "incarnation": 1 })),
+        ("nuve.n", "NodeLost", json!({ "incarnation": 1, "observer": "nuve.m", "reason": "silent" })),
+        ("service.s", "ServiceKeyRotated", json!({ "which": "secret", "hash": "c" })),
+        ("service.s", "ServiceDeleted", json!({})),
+    ] {
+        text += &format!("{stream} {kind} {data}\n");
     }
+    let commits = log::written(text.as_bytes());
+    // A seed whose events do not read is none; and every kind is to be there.
+    let snapshots = log::written(snapshot.as_bytes());
+    let mut missing: BTreeSet<_> = Event::CATALOGUE.iter().map(|(kind, _)| *kind).collect();
+    for raw in commits.iter().chain(&snapshots).flat_map(|commit| &commit.events) {
+        let event = Event::decode(raw).unwrap_or_else(|error| panic!("a seed of the log: {error}"));
+        missing.remove(event.kind());
+    }
+    assert!(missing.is_empty(), "no seed of the log has {missing:?}");
     let bytes: Vec<u8> = commits.iter().flat_map(|commit| chunk(&commit.encode())).collect();
-    vec![with(2, text.as_bytes()), with(0, &bytes), with(1, &material::checkpoint(&commits))]
+    vec![
+        with(2, text.as_bytes()),
+        with(0, &bytes),
+        with(1, &log::checkpoint_of(&commits)),
+        with(2, snapshot.as_bytes()),
+        with(0, &chunk(&snapshots[0].encode())),
+    ]
 }
