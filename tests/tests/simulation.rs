@@ -40,6 +40,7 @@ fn explore(from: u64, seeds: u64, planted: Planted) -> (Counts, Vec<(u64, Vec<St
                     let mut all = all.lock().unwrap();
                     all.0.add(&counts);
                     if !broken.is_empty() {
+                        println!("seed {seed}: {}", broken[0].chars().take(300).collect::<String>());
                         all.1.push((seed, broken));
                     }
                 }
