@@ -64,6 +64,8 @@ impl Up {
             .args(["up", "--listen", "127.0.0.1:0", "--data"])
             .arg(data)
             .args(flags)
+            // As deploy/up starts it.
+            .env("MALLOC_ARENA_MAX", "1")
             .stdout(Stdio::piped())
             .stderr(log)
             .kill_on_drop(true)

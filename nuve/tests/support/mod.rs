@@ -323,8 +323,11 @@ impl FakeEc {
             let (bus, log, ec) = (cell.bus.clone(), log.clone(), ec.clone());
             tokio::spawn(async move {
                 while let Some(message) = requests.next().await {
-                    let request: EcRequest = Payload(message.payload.clone()).decode().unwrap();
-                    let answer = serve(&log, &ec, request).await;
+                    // As a real one: what does not read, such as the empty question whether it is there, is answered so.
+                    let answer = match Payload(message.payload.clone()).decode::<EcRequest>() {
+                        Ok(request) => serve(&log, &ec, request).await,
+                        Err(error) => Err(RpcError::Malformed { reason: error.to_string() }),
+                    };
                     respond(&*bus, &message, Payload::encode(&answer).0).await.unwrap();
                 }
             })
