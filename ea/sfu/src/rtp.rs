@@ -123,8 +123,8 @@ impl<'a> Iterator for Extensions<'a> {
             let (id, length, rest) = if self.two_byte {
                 let (&length, rest) = rest.split_first()?;
                 (first, usize::from(length), rest)
-            } else if first >> 4 == 15 {
-                // RFC 8285 §4.2: id 15 ends the block.
+            } else if matches!(first >> 4, 0 | 15) {
+                // RFC 8285 §4.2: id 15 ends the block, and so does id 0 with a length, which nothing may have.
                 self.rest = &[];
                 return None;
             } else {
@@ -261,6 +261,12 @@ mod tests {
         assert_eq!(header.extension(&bytes, 3), Some(&[0, 1, 2][..]));
         assert_eq!(header.extension(&bytes, 15), None, "id 15 cannot stand in a one-byte element");
         assert_eq!(&bytes[header.payload], b"payload");
+    }
+
+    #[test]
+    fn an_extension_with_id_0_and_a_length_ends_the_block() {
+        let extensions = |rest: &'static [u8]| Extensions { rest, two_byte: false }.collect::<Vec<_>>();
+        assert_eq!(extensions(&[0x10, 7, 0, 0x20, 8, 0x01, 9, 9, 0x30, 1]), [(1, &[7][..]), (2, &[8][..])]);
     }
 
     #[test]
