@@ -219,25 +219,32 @@ async fn look_at_placements(shared: Arc<Shared>) {
 async fn follow_ownership(shared: Arc<Shared>, ours: Incarnation) {
     let mut placed = shared.directory.placed();
     let mut all = true;
+    let mut look = interval(shared.settings.inventory_every);
+    look.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    look.reset();
     loop {
         if all {
             all = false;
-            let open: Vec<RoomId> = {
-                let directory = shared.directory.read();
-                let rooms = directory.rooms.iter();
-                rooms
-                    .filter(|(_, room)| {
-                        room.open && room.owner.as_ref().is_some_and(|owner| owner.ec == shared.settings.id)
-                    })
-                    .map(|(id, _)| id.clone())
-                    .collect()
-            };
+            let open = open_rooms(&shared);
             shared.rooms.broadcast(|| RoomMessage::CheckOwner);
             for room in open {
                 take_up(&shared, &room);
             }
         }
-        match placed.recv().await {
+        let next = tokio::select! {
+            biased;
+            next = placed.recv() => next,
+            _ = look.tick() => {
+                // An append whose outcome stayed unknown may have landed when its room had ended already: somebody is in it by the log,
+                // and nobody else would notice.
+                for room in open_rooms(&shared).into_iter().filter(|room| !shared.rooms.runs(room)) {
+                    tracing::warn!(%room, "somebody is in a room that does not run here: it is taken up");
+                    take_up(&shared, &room);
+                }
+                continue;
+            }
+        };
+        match next {
             Ok(Placed { room, owner }) => {
                 if owner.ec == shared.settings.id && owner.incarnation <= ours {
                     // An idle room is read when somebody comes; one with clients has a resume time to keep.
@@ -255,6 +262,15 @@ async fn follow_ownership(shared: Arc<Shared>, ours: Incarnation) {
             Err(RecvError::Closed) => return,
         }
     }
+}
+
+/// The rooms of this EC in which somebody is, by the log.
+fn open_rooms(shared: &Shared) -> Vec<RoomId> {
+    let directory = shared.directory.read();
+    let own = directory.rooms.iter().filter(|(_, room)| {
+        room.open && room.owner.as_ref().is_some_and(|owner| owner.ec == shared.settings.id)
+    });
+    own.map(|(id, _)| id.clone()).collect()
 }
 
 fn take_up(shared: &Arc<Shared>, room: &RoomId) {
