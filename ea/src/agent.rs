@@ -16,6 +16,7 @@ use roomlog_bus::{
     rpc::{EaAnswer, EaRequest, EcRequest, Heartbeat, RPC_TIMEOUT, RpcError},
     subject::Subject,
 };
+use roomlog_projections::membership::stopped;
 use roomlog_sfu::control::{FromWorker, ToWorker, WorkerConfig};
 use tokio::{
     sync::{Semaphore, mpsc, oneshot, watch},
@@ -28,7 +29,7 @@ use crate::{
     follow::{FOLLOW_QUEUE, follow},
     registrar::{Order, REGISTRAR_QUEUE, Registrar, Report},
     settings::{EaError, EaSettings},
-    slot::{FromSlot, Slot, SlotEvent, stopped},
+    slot::{FromSlot, Slot, SlotEvent},
     worker::{ProcessSpawner, SpawnWorker},
 };
 

@@ -3,6 +3,7 @@
 use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use roomlog_bus::ids::WorkerIndex;
+use roomlog_projections::membership::stopped;
 use roomlog_sfu::control::{FromWorker, ToWorker, WorkerConfig};
 use tokio::{
     sync::{mpsc, watch},
@@ -236,12 +237,6 @@ impl Slot {
         // The agent never waits for a slot, so this ends; when the agent is gone, so is the reason to go on.
         self.events.send(event).await.is_ok()
     }
-}
-
-/// Returns when the node is to end.
-pub(crate) async fn stopped(stop: &mut watch::Receiver<bool>) {
-    // An error means that the sender is gone, and the node with it.
-    let _ = stop.wait_for(|stop| *stop).await;
 }
 
 /// Returns when this generation is to be replaced.

@@ -42,7 +42,7 @@ use roomlog_bus::{
 };
 use roomlog_projections::{
     directory::LiveDirectory,
-    membership::{MediaProbe, RegisterError, leave},
+    membership::{MediaProbe, RegisterError, leave, stopped},
     node::NodePhase,
 };
 use tokio::{sync::watch, task::JoinHandle};
@@ -200,7 +200,7 @@ impl Ec {
                     End::Drained => {
                         let _ = tell.send(EcStatus::Drained);
                         // Whoever runs the process ends it; until then its last clients are served.
-                        let _ = stopping.wait_for(|stop| *stop).await;
+                        stopped(&mut stopping).await;
                         return life.end(true).await;
                     }
                     End::Superseded(theirs) => {

@@ -20,7 +20,7 @@ use roomlog_bus::{
 };
 use roomlog_projections::{
     directory::{LiveDirectory, Placed},
-    membership::{MediaProbe, Observer, Registration, Watch, register},
+    membership::{MediaProbe, Observer, Registration, Watch, register, stopped},
     node::{NodePhase, NodeState},
 };
 use tokio::{
@@ -174,7 +174,7 @@ impl Life {
             }
             tokio::select! {
                 biased;
-                _ = async { let _ = stopping.wait_for(|stop| *stop).await; } => return End::Stopped,
+                () = stopped(stopping) => return End::Stopped,
                 _ = changes.changed() => {}
                 _ = look.tick(), if phase == NodePhase::Draining => {}
             }

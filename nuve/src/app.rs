@@ -12,6 +12,7 @@ use roomlog_bus::{
     log::Log,
     token::{SigningKey, TokenKeys},
 };
+pub use roomlog_projections::membership::stopped;
 use roomlog_projections::{directory::LiveDirectory, room::RoomState, service::ServiceState};
 use tokio::sync::{Mutex, Semaphore, watch};
 
@@ -59,11 +60,6 @@ pub struct App {
 
 /// What handlers are given.
 pub type AppState = Arc<App>;
-
-/// Resolves once the node is told to stop, or is gone.
-pub async fn stopped(stop: &mut watch::Receiver<bool>) {
-    let _ = stop.wait_for(|stop| *stop).await;
-}
 
 /// Whether `commit` ends its room.
 fn deletes(commit: &Commit) -> bool {

@@ -6,12 +6,10 @@ use std::{
     time::Duration,
 };
 
-use bytes::Bytes;
 use roomlog_bus::{
-    bus::{Bus, RequestError},
+    bus::Bus,
     commit::{StreamId, StreamKind},
     ids::{EcId, Incarnation},
-    subject::Subject,
 };
 pub use roomlog_projections::membership::Health;
 use roomlog_projections::{directory::Directory, membership::Observer};
@@ -34,8 +32,6 @@ pub struct EcView {
 
 /// An EC whose clients come asking where their room is, is asked itself, this often at most.
 const CHECK_EVERY: Duration = Duration::from_millis(250);
-/// Its answer is waited for this long. Only that nobody listens at all is of interest, which is known at once.
-const CHECK_TIMEOUT: Duration = Duration::from_millis(900);
 
 /// All ECs.
 pub struct Ecs {
@@ -62,11 +58,7 @@ impl Ecs {
         }
         let (bus, observer, node) = (bus.clone(), self.observer.clone(), StreamId::from(ec));
         tokio::spawn(async move {
-            match bus.request(Subject::rpc(&node), Bytes::new(), CHECK_TIMEOUT).await {
-                Ok(_) => observer.answered(&node),
-                Err(RequestError::NoResponders(_)) => observer.found_no_responders(&node),
-                Err(RequestError::Timeout { .. } | RequestError::Disconnected(_)) => {}
-            }
+            let _ = observer.ask(&*bus, &node).await;
         });
     }
 

@@ -12,6 +12,6 @@ pub use registration::{RegisterError, Registration, leave, register};
 pub use watch::{Lost, MediaProbe, Watch};
 
 /// Resolves once whoever holds the sender says so, or is gone.
-pub(crate) async fn stopped(stop: &mut tokio::sync::watch::Receiver<bool>) {
+pub async fn stopped(stop: &mut tokio::sync::watch::Receiver<bool>) {
     let _ = stop.wait_for(|stop| *stop).await;
 }

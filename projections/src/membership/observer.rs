@@ -7,8 +7,9 @@ use std::{
     time::Duration,
 };
 
+use bytes::Bytes;
 use roomlog_bus::{
-    bus::{Bus, Disconnected, respond},
+    bus::{Bus, Disconnected, Message, RequestError, respond},
     commit::{Payload, StreamId},
     ids::Incarnation,
     rpc::Heartbeat,
@@ -27,6 +28,9 @@ const TICK: Duration = Duration::from_millis(100);
 const OWN_PAUSE: Duration = Duration::from_millis(500);
 /// Two requests to which nobody listened count as two only if they were this far apart: less is one moment, such as a reconnect.
 const APART: Duration = Duration::from_millis(900);
+
+/// An answer to the question whether a node is there is waited for this long: less than a second, after which it is asked again.
+pub(super) const ASK_TIMEOUT: Duration = Duration::from_millis(900);
 
 /// When silence means what.
 #[derive(Debug, Clone, Copy)]
@@ -322,6 +326,17 @@ impl Observer {
         if let Some(entry) = self.lock().get_mut(node) {
             entry.placed += 1;
         }
+    }
+
+    /// Asks `node` whether it is there, and takes note: any answer, even a refusal, is one, and that nobody listens is known at once.
+    pub async fn ask(&self, bus: &dyn Bus, node: &StreamId) -> Result<Message, RequestError> {
+        let asked = bus.request(Subject::rpc(node), Bytes::new(), ASK_TIMEOUT).await;
+        match &asked {
+            Ok(_) => self.answered(node),
+            Err(RequestError::NoResponders(_)) => self.found_no_responders(node),
+            Err(RequestError::Timeout { .. } | RequestError::Disconnected(_)) => {}
+        }
+        asked
     }
 
     /// A request to `node` found nobody listening. Twice in a row, with time between, is as good as ten seconds of silence.

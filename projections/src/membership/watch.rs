@@ -3,7 +3,6 @@
 
 use std::{collections::BTreeMap, future::Future, pin::Pin, sync::Arc, time::Duration};
 
-use bytes::Bytes;
 use roomlog_bus::{
     bus::{Bus, RequestError},
     commit::{Cause, Payload, StreamId, StreamKind},
@@ -19,7 +18,7 @@ use tokio::{
     time::Instant,
 };
 
-use super::observer::{Health, Observer};
+use super::observer::{ASK_TIMEOUT, Health, Observer};
 use crate::{
     directory::LiveDirectory,
     node::{NodePhase, NodeState},
@@ -30,8 +29,6 @@ use crate::{
 const LOOK: Duration = Duration::from_millis(200);
 /// A late node is asked this often; two questions in a row to which nobody listens are enough.
 const PROBE_EVERY: Duration = Duration::from_secs(1);
-/// Its answer, and that of another observer about it, is waited for this long.
-const PROBE_TIMEOUT: Duration = Duration::from_millis(900);
 
 /// Asks the workers of a silent EA whether they still serve.
 pub type MediaProbe =
@@ -112,14 +109,12 @@ impl Watch {
         watched.map(|(node, state)| (node.clone(), state.clone())).collect()
     }
 
-    /// Asks a silent node something: whether anybody listens at all is known at once, and any answer, even a refusal, is one.
+    /// Asks a silent node, and the workers of one that does not answer.
     async fn probe(&self, node: StreamId, state: NodeState) {
-        let asked = self.bus.request(Subject::rpc(&node), Bytes::new(), PROBE_TIMEOUT).await;
-        match asked {
-            Ok(_) => return self.observer.answered(&node),
-            Err(RequestError::Disconnected(_)) => return, // it is we who are away
-            Err(RequestError::NoResponders(_)) => self.observer.found_no_responders(&node),
-            Err(RequestError::Timeout { .. }) => {}
+        match self.observer.ask(&*self.bus, &node).await {
+            // There, or it is we who are away.
+            Ok(_) | Err(RequestError::Disconnected(_)) => return,
+            Err(RequestError::NoResponders(_) | RequestError::Timeout { .. }) => {}
         }
         if let Some(probe) = &self.media_probe {
             let answered = probe(node.clone(), state).await;
@@ -143,7 +138,7 @@ impl Watch {
         let asked = others.into_iter().map(|other| {
             let (bus, question) = (self.bus.clone(), question.clone());
             async move {
-                let answer = bus.request(Subject::heard(&other), question, PROBE_TIMEOUT).await.ok()?;
+                let answer = bus.request(Subject::heard(&other), question, ASK_TIMEOUT).await.ok()?;
                 Payload(answer.payload).decode::<bool>().unwrap_or(false).then_some(other)
             }
         });
@@ -181,7 +176,7 @@ impl Watch {
         match self.log.append(node.clone(), state.head, draft, &[Event::from(event)]).await {
             Ok(commit) => {
                 tracing::warn!(%node, incarnation = state.incarnation.0, "node lost");
-                self.directory.wait_for(node, commit.last_version(), PROBE_TIMEOUT).await;
+                self.directory.wait_for(node, commit.last_version(), ASK_TIMEOUT).await;
                 true
             }
             // Another observer was first, or it registered again: the next look sees which.
