@@ -25,6 +25,13 @@ use crate::{
     transport::Transport,
 };
 
+/// Loss, in 1/256 of the packets of the last report, from which on each repair is sent twice (2 %): a repair that is lost as well is asked
+/// for again only after 100 ms, when the picture has stopped.
+const REPAIR_TWICE_FROM: u8 = 5;
+
+/// And up to which (25 %). Where more is lost the way is most likely full, and copies would make it fuller.
+const REPAIR_TWICE_TO: u8 = 64;
+
 /// An incoming packet on its way to consumers.
 pub struct Incoming<'a> {
     /// Arrival.
@@ -39,6 +46,8 @@ pub struct Incoming<'a> {
     pub payload_type: u8,
     /// Whether a decoder can begin with it.
     pub key_frame: bool,
+    /// Whether it was missing before: its consumers have asked for it too, and ask again only after 100 ms.
+    pub repair: bool,
     /// Its VP8 descriptor.
     pub vp8: Option<Vp8>,
     /// All streams of the producer.
@@ -249,6 +258,11 @@ impl Consumer {
         self.own.transport_cc != 0
     }
 
+    /// Whether its client loses so much that repairs are better sent twice, and not so much that they would only add to it.
+    pub fn is_lossy(&self) -> bool {
+        (REPAIR_TWICE_FROM..=REPAIR_TWICE_TO).contains(&self.fraction_lost)
+    }
+
     /// From the next key frame on; for a pause's end, or when the transport has connected.
     pub fn unsync(&mut self) {
         self.synced = false;
@@ -403,6 +417,7 @@ impl Consumer {
         now: Instant,
         packet: &Rc<Stored>,
         how: &Outgoing,
+        transport_cc: Option<u16>,
         plain: usize,
         protected: &[u8],
     ) {
@@ -410,7 +425,7 @@ impl Consumer {
         self.payload_bytes += packet.payload().len() as u64;
         self.bytes += plain as u64;
         self.rate.add(now, plain);
-        self.history.push(how.sequence, || Sent::new(now, packet.clone(), *how), protected);
+        self.history.push(how.sequence, || Sent::new(now, packet.clone(), *how, transport_cc), protected);
     }
 
     /// The RTP time of an instant, for a sender report; `None` before the first packet.

@@ -29,6 +29,10 @@ pub const DEFAULT_RESEND: Duration = Duration::from_millis(40);
 /// without an end one NACK every 10 ms would make a stream a hundred times as wide.
 pub const MAX_RESENDS: u8 = crate::nack::MAX_ATTEMPTS;
 
+/// A packet that went out so often beside the first time is not sent again because feedback misses it: what is only late, as where delays
+/// differ from packet to packet, is missed as well, and a loss that holds on is the client's to tell.
+const FEEDBACK_RESENDS: u8 = 2;
+
 /// When and how often a packet was sent again.
 #[derive(Debug, Clone, Copy, Default)]
 struct Resends {
@@ -50,6 +54,8 @@ pub struct Stored {
 pub struct Sent {
     at: Instant,
     resent: Resends,
+    /// The transport-wide sequence number under which it went out last.
+    transport_cc: Option<u16>,
     /// What came in.
     pub packet: Rc<Stored>,
     /// How it went out.
@@ -57,9 +63,9 @@ pub struct Sent {
 }
 
 impl Sent {
-    /// Just sent.
-    pub fn new(now: Instant, packet: Rc<Stored>, how: Outgoing) -> Self {
-        Self { at: now, resent: Resends::default(), packet, how }
+    /// Just sent, under this transport-wide sequence number if any.
+    pub fn new(now: Instant, packet: Rc<Stored>, how: Outgoing, transport_cc: Option<u16>) -> Self {
+        Self { at: now, resent: Resends::default(), transport_cc, packet, how }
     }
 }
 
@@ -110,6 +116,24 @@ impl History {
         });
     }
 
+    /// Whether a packet that feedback misses is to be sent again: it went out last under that transport-wide sequence number, so nothing of
+    /// it is under way.
+    pub fn is_missed(&self, sequence: u16, transport_cc: u16) -> bool {
+        let slot = self.slots.get(usize::from(sequence) % self.capacity).and_then(Option::as_ref);
+        matches!(slot, Some(Slot::Rtx(s))
+            if s.how.sequence == sequence && s.transport_cc == Some(transport_cc) && s.resent.count < FEEDBACK_RESENDS)
+    }
+
+    /// Notes that a packet went out again, under this transport-wide sequence number if any.
+    pub fn went_again(&mut self, sequence: u16, transport_cc: Option<u16>) {
+        let slot = self.slots.get_mut(usize::from(sequence) % self.capacity).and_then(Option::as_mut);
+        if let Some(Slot::Rtx(sent)) = slot
+            && sent.how.sequence == sequence
+        {
+            sent.transport_cc = transport_cc;
+        }
+    }
+
     /// What to send for a sequence number that is asked for again, if it is there and not just under way.
     pub fn again(&mut self, now: Instant, sequence: u16, pause: Duration) -> Option<Again> {
         let slot = self.slots.get_mut(usize::from(sequence) % self.capacity)?.as_mut()?;
@@ -143,7 +167,7 @@ mod tests {
         let packet = Rc::new(Stored { bytes: BytesMut::from(&bytes[..]), header });
         let how =
             Outgoing { marker: false, payload_type: 96, sequence, timestamp: 5, vp8: Default::default() };
-        history.push(sequence, || Sent::new(now, packet, how), &sequence.to_be_bytes());
+        history.push(sequence, || Sent::new(now, packet, how, Some(sequence)), &sequence.to_be_bytes());
     }
 
     #[test]

@@ -45,4 +45,5 @@ pub use history::MAX_RESENDS;
 pub use nack::NackPair;
 pub use run::{WorkerError, run_worker};
 pub use transport::Outbox;
+pub use twcc::TwccReceiver;
 pub use worker::Worker;

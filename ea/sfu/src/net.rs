@@ -4,6 +4,7 @@ use std::{
     collections::HashMap,
     io::{self, IoSliceMut},
     net::SocketAddr,
+    time::{Duration, Instant, SystemTime},
 };
 
 use mio::net::UdpSocket;
@@ -16,6 +17,31 @@ const DATAGRAM: usize = 2048;
 
 /// Bytes of one GSO send: 64 KiB is the length field of UDP, less the headers.
 const MAX_GSO_BYTES: usize = 60_000;
+
+/// A datagram waits this long in the socket at most, by its timestamp; a longer time is a step of the wall clock. A worker that stood still
+/// for longer has other troubles.
+const MAX_WAIT: Duration = Duration::from_secs(1);
+
+/// One instant by both clocks: the kernel stamps what it receives by the wall clock.
+struct Clock {
+    now: Instant,
+    wall: Duration,
+}
+
+impl Clock {
+    #[allow(clippy::disallowed_methods, reason = "an edge: the kernel's timestamps are of the wall clock")]
+    fn read() -> Self {
+        let wall = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+        Self { now: Instant::now(), wall }
+    }
+
+    /// When a datagram came: senders estimate the capacity of the way from such times, so that of a whole batch will not do.
+    fn instant_of(&self, stamp: Option<Duration>) -> Instant {
+        let waited =
+            stamp.and_then(|stamp| self.wall.checked_sub(stamp)).filter(|waited| *waited <= MAX_WAIT);
+        waited.and_then(|waited| self.now.checked_sub(waited)).unwrap_or(self.now)
+    }
+}
 
 /// The socket with its buffers.
 pub struct Net {
@@ -64,8 +90,8 @@ impl Net {
         self.socket.local_addr()
     }
 
-    /// Receives one batch; false when nothing was there.
-    pub fn receive(&mut self, mut each: impl FnMut(SocketAddr, &[u8])) -> bool {
+    /// Receives one batch, each datagram with the time it came; false when nothing was there.
+    pub fn receive(&mut self, mut each: impl FnMut(Instant, SocketAddr, &[u8])) -> bool {
         let mut metas = [RecvMeta::default(); BATCH_SIZE];
         let mut chunks = self.receive.chunks_exact_mut(self.stride);
         let mut slices: [IoSliceMut<'_>; BATCH_SIZE] = std::array::from_fn(|_| {
@@ -75,10 +101,12 @@ impl Net {
         let outcome = socket.try_io(|| state.recv(socket.into(), &mut slices, &mut metas));
         match outcome {
             Ok(count) => {
+                let clock = Clock::read();
                 for (meta, slice) in metas.iter().zip(&slices).take(count) {
+                    let at = clock.instant_of(meta.timestamp);
                     // A zero stride would make no progress; it only comes with an empty datagram.
                     for datagram in slice[..meta.len].chunks(meta.stride.max(1)) {
-                        each(meta.addr, datagram);
+                        each(at, meta.addr, datagram);
                     }
                 }
                 true
@@ -186,6 +214,37 @@ mod tests {
     }
 
     #[test]
+    fn a_datagram_comes_when_it_came_and_not_when_it_is_read() {
+        let mut net = Net::bind("127.0.0.1:0".parse().unwrap(), 1 << 20).unwrap();
+        let peer = StdSocket::bind("127.0.0.1:0").unwrap();
+        let mut sent = Vec::new();
+        for index in 0..3u8 {
+            // Of different sizes, since the kernel joins equal ones.
+            peer.send_to(&vec![index; 100 + usize::from(index)], net.local_addr().unwrap()).unwrap();
+            sent.push(Instant::now());
+            std::thread::sleep(Duration::from_millis(30));
+        }
+        let mut came = Vec::new();
+        while came.len() < 3 && net.receive(|at, _, _| came.push(at)) {}
+        for (sent, came) in sent.iter().zip(&came) {
+            assert!(
+                came.saturating_duration_since(*sent) < Duration::from_millis(15),
+                "it waited in the socket"
+            );
+            assert!(
+                sent.saturating_duration_since(*came) < Duration::from_millis(15),
+                "not before it was sent"
+            );
+        }
+        let clock = Clock { now: Instant::now(), wall: Duration::from_secs(1_000) };
+        let wrong = [None, Some(Duration::from_secs(1_001)), Some(Duration::from_secs(900))];
+        assert!(
+            wrong.into_iter().all(|stamp| clock.instant_of(stamp) == clock.now),
+            "a wall clock that was put right"
+        );
+    }
+
+    #[test]
     fn what_was_sent_to_it_is_received_one_by_one() {
         let mut net = Net::bind("127.0.0.1:0".parse().unwrap(), 1 << 20).unwrap();
         let peer = StdSocket::bind("127.0.0.1:0").unwrap();
@@ -195,8 +254,9 @@ mod tests {
         let mut seen = Vec::new();
         let from = peer.local_addr().unwrap();
         while seen.len() < 100 {
-            let more = net.receive(|source, bytes| {
+            let more = net.receive(|at, source, bytes| {
                 assert_eq!(source, from);
+                assert!(at <= Instant::now());
                 seen.push((bytes[0], bytes.len()));
             });
             assert!(more || seen.len() == 100, "{} came", seen.len());

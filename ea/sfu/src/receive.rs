@@ -10,6 +10,7 @@ use crate::{
     codec::{Codec, Vp8},
     consumer::{Consumer, Incoming},
     history::{Again, DEFAULT_RESEND, Stored},
+    nack::MAX_MISSING,
     producer::{PayloadType, Producer},
     rtcp::{self, ReportBlock, Rtcp},
     rtp::RtpHeader,
@@ -19,16 +20,9 @@ use crate::{
 };
 use roomlog_bus::ortc::MediaKind;
 
-/// Loss, in 1/256 of the packets of the last report, from which on each repair is sent twice (2 %): a repair that is lost as well is asked
-/// for again only after 100 ms, when the picture has stopped.
-const REPAIR_TWICE_FROM: u8 = 5;
-
-/// And up to which (25 %). Where more is lost the way is most likely full, and copies would make it fuller.
-const REPAIR_TWICE_TO: u8 = 64;
-
 impl Worker {
-    /// An RTP packet from a client.
-    pub(crate) fn on_rtp(&mut self, now: Instant, key: Key<Transport>, bytes: &[u8]) {
+    /// An RTP packet from a client, which came at `at`.
+    pub(crate) fn on_rtp(&mut self, now: Instant, at: Instant, key: Key<Transport>, bytes: &[u8]) {
         let Some(transport) = self.transports.get_mut(key) else { return };
         let Some(srtp) = &mut transport.srtp else { return };
         let Some(encrypted) = RtpHeader::parse(bytes) else {
@@ -48,7 +42,7 @@ impl Worker {
         transport.counters.rtp_bytes_received += plain.len() as u64;
         // Every packet counts for congestion control, also one that goes nowhere.
         if let Some(&[high, low]) = header.extension(&plain, transport.extensions.transport_cc) {
-            transport.twcc.arrived(now, u16::from_be_bytes([high, low]));
+            transport.twcc.arrived(at, u16::from_be_bytes([high, low]));
         }
         let route = match transport.routes.get(&header.ssrc) {
             Some(route) => *route,
@@ -100,13 +94,13 @@ impl Worker {
             let packet = Rc::new(Stored { bytes: plain, header });
             let vp8 = (codec == Codec::Vp8).then(|| Vp8::parse(packet.payload())).flatten();
             let recent = Recent { place: arrived.place, packet, payload_type: mapped, vp8 };
-            self.forward(now, route, recent, key_frame);
+            self.forward(now, route, recent, key_frame, arrived.repair);
         }
         self.ask_for_missing(now, route.producer, route.stream);
         self.ask_for_key_frames(now, route.producer);
     }
 
-    fn forward(&mut self, now: Instant, route: Route, recent: Recent, key_frame: bool) {
+    fn forward(&mut self, now: Instant, route: Route, recent: Recent, key_frame: bool, repair: bool) {
         let Some(stream) = self.producers.get_mut(route.producer).map(|p| &mut p.streams[route.stream])
         else {
             return;
@@ -115,20 +109,23 @@ impl Worker {
         let behind = if key_frame { stream.kept_behind(recent.place) } else { Vec::new() };
         stream.keep(|| recent.clone());
         let Some(producer) = self.producers.get(route.producer) else { return };
-        let incoming = |recent: Recent, key_frame| Incoming {
+        let incoming = |recent: Recent, key_frame, repair| Incoming {
             now,
             stream: route.stream,
             place: recent.place,
             packet: recent.packet,
             payload_type: recent.payload_type,
             key_frame,
+            repair,
             vp8: recent.vp8,
             streams: &producer.streams,
         };
-        let first = incoming(recent, key_frame);
-        let behind: Vec<Incoming<'_>> = behind.into_iter().map(|recent| incoming(recent, false)).collect();
-        for &consumer in &producer.consumers {
-            let Some(consumer) = self.consumers.get_mut(consumer) else { continue };
+        let first = incoming(recent, key_frame, repair);
+        let behind: Vec<Incoming<'_>> =
+            behind.into_iter().map(|recent| incoming(recent, false, false)).collect();
+        let mut lossy = Vec::new();
+        for &key in &producer.consumers {
+            let Some(consumer) = self.consumers.get_mut(key) else { continue };
             let Some(transport) = self.transports.get_mut(consumer.transport).filter(|t| t.can_send()) else {
                 continue;
             };
@@ -142,10 +139,21 @@ impl Worker {
                 let Some(how) = consumer.plan(incoming) else { continue };
                 let stamps = transport.stamps(since_epoch, consumer.uses_transport_cc());
                 consumer.write(&incoming.packet, &how, &stamps, false, &mut self.scratch);
-                if let Some(protected) = transport.send_rtp(now, &self.scratch, &mut self.outbox) {
-                    consumer.sent(now, &incoming.packet, &how, self.scratch.len(), protected);
+                let Some(protected) = transport.send_rtp(now, &self.scratch, &mut self.outbox) else {
+                    continue;
+                };
+                let number = consumer.uses_transport_cc().then_some(stamps.transport_cc);
+                consumer.sent(now, &incoming.packet, &how, number, self.scratch.len(), protected);
+                if let (Some(number), true) = (number, consumer.rtx.is_some()) {
+                    transport.stamped(number, key, how.sequence);
+                }
+                if incoming.repair && consumer.is_lossy() && consumer.rtx.is_some() {
+                    lossy.push((key, how.sequence));
                 }
             }
+        }
+        for (consumer, sequence) in lossy {
+            self.resend(now, consumer, sequence, Duration::ZERO, 2);
         }
     }
 
@@ -223,6 +231,7 @@ impl Worker {
                 }
                 Rtcp::ReceiverReport { blocks } => self.on_reports(now, key, blocks),
                 Rtcp::Nack { media, pairs } => self.on_nack(now, key, media, pairs),
+                Rtcp::TransportCc { body } => self.on_transport_cc(now, key, body),
                 Rtcp::Pli { media } | Rtcp::Fir { media } => {
                     if let Some(consumer) = self.outgoing(key, media) {
                         if let Some(consumer) = self.consumers.get_mut(consumer) {
@@ -260,34 +269,58 @@ impl Worker {
     }
 
     fn on_nack(&mut self, now: Instant, key: Key<Transport>, media: u32, pairs: &[u8]) {
-        let Some(consumer) = self.outgoing(key, media).and_then(|c| self.consumers.get_mut(c)) else {
-            return;
-        };
-        let Some(transport) = self.transports.get_mut(key).filter(|t| t.can_send()) else { return };
-        let since_epoch = now.saturating_duration_since(self.epoch);
+        let Some(of) = self.outgoing(key, media) else { return };
+        let Some(consumer) = self.consumers.get_mut(of) else { return };
         consumer.nacks += 1;
         let pause = consumer.round_trip.unwrap_or(DEFAULT_RESEND).max(Duration::from_millis(10));
-        let copies =
-            if (REPAIR_TWICE_FROM..=REPAIR_TWICE_TO).contains(&consumer.fraction_lost) { 2 } else { 1 };
+        let copies = if consumer.is_lossy() { 2 } else { 1 };
         for sequence in rtcp::nack_sequences(pairs) {
-            consumer.nacked += 1;
-            match consumer.history.again(now, sequence, pause) {
-                Some(Again::Rtx(sent)) => {
-                    consumer.retransmitted += 1;
-                    for _ in 0..copies {
-                        let stamps = transport.stamps(since_epoch, consumer.uses_transport_cc());
-                        consumer.write(&sent.packet, &sent.how, &stamps, true, &mut self.scratch);
-                        if transport.send_rtp(now, &self.scratch, &mut self.outbox).is_some() {
-                            transport.counters.rtx_bytes_sent += self.scratch.len() as u64;
-                        }
+            if let Some(consumer) = self.consumers.get_mut(of) {
+                consumer.nacked += 1;
+            }
+            self.resend(now, of, sequence, pause, copies);
+        }
+    }
+
+    /// Repairs what a feedback says is missing. The client asks for it too; but when that request is lost, it asks again only after 100 ms.
+    fn on_transport_cc(&mut self, now: Instant, key: Key<Transport>, body: &[u8]) {
+        for number in rtcp::missing_transport_cc(body).take(MAX_MISSING) {
+            let stamped = self.transports.get(key).and_then(|t| t.was_stamped(number));
+            let Some((of, sequence)) = stamped else { continue };
+            if self.consumers.get(of).is_some_and(|c| c.history.is_missed(sequence, number)) {
+                self.resend(now, of, sequence, Duration::ZERO, 1);
+            }
+        }
+    }
+
+    /// Sends a packet of a consumer again, unless that was done less than `pause` ago or too often.
+    fn resend(&mut self, now: Instant, of: Key<Consumer>, sequence: u16, pause: Duration, copies: usize) {
+        let Some(consumer) = self.consumers.get_mut(of) else { return };
+        let Some(transport) = self.transports.get_mut(consumer.transport).filter(|t| t.can_send()) else {
+            return;
+        };
+        let since_epoch = now.saturating_duration_since(self.epoch);
+        match consumer.history.again(now, sequence, pause) {
+            Some(Again::Rtx(sent)) => {
+                consumer.retransmitted += 1;
+                for _ in 0..copies {
+                    let transport_cc = consumer.uses_transport_cc();
+                    let stamps = transport.stamps(since_epoch, transport_cc);
+                    consumer.write(&sent.packet, &sent.how, &stamps, true, &mut self.scratch);
+                    if transport.send_rtp(now, &self.scratch, &mut self.outbox).is_some() {
+                        transport.counters.rtx_bytes_sent += self.scratch.len() as u64;
+                    }
+                    if transport_cc {
+                        consumer.history.went_again(sequence, Some(stamps.transport_cc));
+                        transport.stamped(stamps.transport_cc, of, sequence);
                     }
                 }
-                Some(Again::Identical(bytes)) => {
-                    consumer.retransmitted += 1;
-                    transport.send_again(now, &bytes, &mut self.outbox);
-                }
-                None => {}
             }
+            Some(Again::Identical(bytes)) => {
+                consumer.retransmitted += 1;
+                transport.send_again(now, &bytes, &mut self.outbox);
+            }
+            None => {}
         }
     }
 

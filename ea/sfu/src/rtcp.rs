@@ -54,6 +54,11 @@ pub enum Rtcp<'a> {
         /// Pairs of packet id and bit mask.
         pairs: &'a [u8],
     },
+    /// Which of the packets sent arrived and when, see [`missing_transport_cc`].
+    TransportCc {
+        /// What stands behind the SSRCs.
+        body: &'a [u8],
+    },
     /// Picture loss: a key frame is wanted.
     Pli {
         /// Of which source.
@@ -100,6 +105,7 @@ fn one(packet: &[u8], count: u8, kind: u8) -> Rtcp<'_> {
             (RR, _) => Rtcp::ReceiverReport { blocks: packet.get(8..)? },
             (BYE, 1..) => Rtcp::Bye { ssrc: word(4)? },
             (RTPFB, 1) => Rtcp::Nack { media: word(8)?, pairs: packet.get(12..)? },
+            (RTPFB, 15) => Rtcp::TransportCc { body: packet.get(12..)? },
             (PSFB, 1) => Rtcp::Pli { media: word(8)? },
             (PSFB, 4) => Rtcp::Fir { media: word(12)? },
             _ => Rtcp::Other,
@@ -134,6 +140,28 @@ pub fn nack_sequences(pairs: &[u8]) -> impl Iterator<Item = u16> + '_ {
             (0..16).filter(move |bit| mask >> bit & 1 == 1).map(move |bit| first.wrapping_add(bit + 1)),
         )
     })
+}
+
+/// The transport-wide sequence numbers that a feedback says have not arrived
+/// (draft-holmer-rmcat-transport-wide-cc-extensions-01 §3.1). A feedback ends with a packet that has, so each of these was overtaken.
+pub fn missing_transport_cc(body: &[u8]) -> impl Iterator<Item = u16> + '_ {
+    let word = |at: usize| body.get(at..at + 2).map_or(0, |w| u16::from_be_bytes([w[0], w[1]]));
+    let (base, count) = (word(0), word(2));
+    // Symbols by chunk: a run of one symbol, fourteen of one bit, or seven of two bits; only 0 is "not received".
+    let symbols = body.get(8..).unwrap_or_default().chunks_exact(2).flat_map(|chunk| {
+        let chunk = u16::from_be_bytes([chunk[0], chunk[1]]);
+        let (length, bits) = match chunk >> 14 {
+            0b10 => (14, 1),
+            0b11 => (7, 2),
+            _ => (chunk & 0x1fff, 0),
+        };
+        (0..length).map(move |i| match bits {
+            0 => chunk >> 13 & 0b11 != 0,
+            bits => chunk >> (14 - bits * (i + 1)) & ((1 << bits) - 1) != 0,
+        })
+    });
+    // What lies behind the chunks are arrival times: `count` keeps them from being read as chunks.
+    (0..count).zip(symbols).filter(|(_, arrived)| !arrived).map(move |(i, _)| base.wrapping_add(i))
 }
 
 fn begin(out: &mut Vec<u8>, count: u8, kind: u8) -> usize {
@@ -276,6 +304,23 @@ mod tests {
         let Rtcp::Nack { media: 5, pairs } = seen[3] else { panic!("{:?}", seen[3]) };
         assert_eq!(nack_sequences(pairs).collect::<Vec<_>>(), [65534, 65535, 1]);
         assert_eq!((seen[4], seen[5]), (Rtcp::Pli { media: 6 }, Rtcp::Fir { media: 7 }));
+    }
+
+    #[test]
+    fn what_a_feedback_misses_is_read_from_every_kind_of_chunk() {
+        // Seven packets in two bits each, a run of three missing, a run of two that came, and fourteen in one bit of which twelve count.
+        let chunks = [0b11_01_00_10_01_00_01_01u16, 3, 1 << 13 | 2, 0b1010_1111_1111_1001];
+        let mut body = Vec::new();
+        for word in [65_530, 7 + 3 + 2 + 12, 0, 0].into_iter().chain(chunks) {
+            body.extend_from_slice(&word.to_be_bytes());
+        }
+        // Arrival times, which must not be taken for chunks.
+        body.extend_from_slice(&[0; 40]);
+        let missing: Vec<u16> = missing_transport_cc(&body).collect();
+        assert_eq!(missing, [65_531, 65_534, 1, 2, 3, 7, 17]);
+        for cut in 0..body.len() {
+            assert!(missing_transport_cc(&body[..cut]).count() <= missing.len() + 24);
+        }
     }
 
     #[test]

@@ -121,7 +121,7 @@ pub fn run_worker() -> Result<(), WorkerError> {
         let now = Instant::now();
         if more || events.iter().any(|event| event.token() == UDP) {
             more = (0..BATCHES_PER_TURN)
-                .all(|_| net.receive(|from, bytes| worker.handle_datagram(now, from, bytes)));
+                .all(|_| net.receive(|at, from, bytes| worker.handle_received(now, at, from, bytes)));
         }
         worker.handle_timeout(now);
         for _ in 0..REQUEST_QUEUE {

@@ -96,6 +96,8 @@ pub struct Arrived {
     pub place: u64,
     /// Whether consumers get it.
     pub forward: bool,
+    /// Whether it was missing.
+    pub repair: bool,
     /// Whether so much was lost that only a key frame helps.
     pub gave_up: bool,
 }
@@ -213,7 +215,7 @@ impl RecvStream {
             let place = self.unroller.peek(sequence);
             // Chrome resends old packets as probes: only what was missing goes on.
             if !self.nack.is_missing(place) {
-                return Arrived { place, forward: false, gave_up: false };
+                return Arrived { place, forward: false, repair: false, gave_up: false };
             }
         }
         let place = self.unroller.unroll(sequence);
@@ -231,7 +233,12 @@ impl RecvStream {
             self.note_jitter(now, timestamp);
         }
         self.last_packet = Some(now);
-        Arrived { place, forward: true, gave_up: arrival == Arrival::GaveUp }
+        Arrived {
+            place,
+            forward: true,
+            repair: arrival == Arrival::Repaired,
+            gave_up: arrival == Arrival::GaveUp,
+        }
     }
 
     /// Interarrival jitter (RFC 3550 §6.4.1).

@@ -130,8 +130,13 @@ impl Worker {
         }
     }
 
-    /// Takes a datagram.
+    /// Takes a datagram that comes now.
     pub fn handle_datagram(&mut self, now: Instant, from: SocketAddr, bytes: &[u8]) {
+        self.handle_received(now, now, from, bytes);
+    }
+
+    /// Takes a datagram that came at `at` and has waited in the socket since.
+    pub fn handle_received(&mut self, now: Instant, at: Instant, from: SocketAddr, bytes: &[u8]) {
         self.load.packets_in += 1;
         self.load.bytes_in += bytes.len() as u64;
         let request = stun::looks_like_stun(bytes).then(|| stun::BindingRequest::parse(bytes)).flatten();
@@ -154,7 +159,7 @@ impl Worker {
         };
         self.guarded(now, key, |worker| match &request {
             Some(request) => worker.on_stun(now, key, from, request),
-            None => worker.on_packet(now, key, bytes),
+            None => worker.on_packet(now, at, key, bytes),
         });
     }
 
@@ -280,7 +285,7 @@ impl Worker {
         }
     }
 
-    fn on_packet(&mut self, now: Instant, key: Key<Transport>, bytes: &[u8]) {
+    fn on_packet(&mut self, now: Instant, at: Instant, key: Key<Transport>, bytes: &[u8]) {
         let Some(transport) = self.transports.get_mut(key) else { return };
         transport.counters.bytes_received += bytes.len() as u64;
         transport.counters.receive_rate.add(now, bytes.len());
@@ -291,7 +296,7 @@ impl Worker {
             if rtp::looks_like_rtcp(bytes) {
                 self.on_rtcp(now, key, bytes);
             } else {
-                self.on_rtp(now, key, bytes);
+                self.on_rtp(now, at, key, bytes);
             }
         }
     }
