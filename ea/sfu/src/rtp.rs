@@ -196,7 +196,7 @@ impl<'a> HeaderWriter<'a> {
         while !(self.out.len() - block).is_multiple_of(4) {
             self.out.push(0);
         }
-        // At most 14 elements of 17 bytes: 60 words, so the cast cannot cut.
+        // A producer may repeat an extension, but all that is passed on came in one datagram: far below 65 536 words.
         let words = ((self.out.len() - block) / 4) as u16;
         self.out[block - 2..block].copy_from_slice(&words.to_be_bytes());
     }

@@ -159,14 +159,19 @@ impl Client {
         };
         assert_eq!((ice_candidates[0].address.as_str(), ice_candidates[0].port), ("127.0.0.1", 40_000));
         assert_eq!((dtls_parameters.role, ice_parameters.ice_lite), (DtlsRole::Auto, Some(true)));
+        Self::of(transport, ice_parameters, SocketAddr::from(([127, 0, 0, 1], port)))
+    }
+
+    /// A client at `address` of a transport that was made elsewhere.
+    pub fn of(transport: TransportId, ice: IceParameters, address: SocketAddr) -> Self {
         let provider = provider();
         let certificate =
             Certificate::generate_self_signed(vec!["client".into()], provider.crypto()).unwrap();
         Self {
-            address: SocketAddr::from(([127, 0, 0, 1], port)),
+            address,
             transport,
-            ice: ice_parameters,
-            dtls: Endpoint::new(([127, 0, 0, 1], port).into(), TransportProtocol::UDP, None),
+            ice,
+            dtls: Endpoint::new(address, TransportProtocol::UDP, None),
             provider,
             certificate,
             profiles: vec![

@@ -1,7 +1,7 @@
 //! SRTP and SRTCP: what the sender protected is read once; anything else, however near to it, is refused.
 
 use roomlog_sfu::{
-    rtp::RtpHeader,
+    rtp::{HeaderWriter, NewHeader, RtpHeader},
     srtp::{ProtectionProfile, Srtp, SrtpKeys},
 };
 
@@ -32,8 +32,8 @@ pub fn run(data: &[u8]) {
         }
         match input.byte() % 4 {
             0 => {
-                let plain = input.chunk();
-                let mut sent = plain.to_vec();
+                let Some(plain) = written_anew(input.chunk()) else { continue };
+                let mut sent = plain.clone();
                 if client.protect_rtp(&mut sent, 0).is_err() {
                     continue;
                 }
@@ -70,6 +70,23 @@ pub fn run(data: &[u8]) {
             _ => assert!(server.unprotect_rtcp(input.chunk()).is_err(), "forged SRTCP was taken"),
         }
     }
+}
+
+/// What goes out when these bytes came in. A header that lies makes rtc-srtp panic when it is to protect it, because it measures a header
+/// by what it would write itself. The worker protects none but those that its own writer made (`Consumer::write`): without contributing
+/// sources and padding, with one-byte extensions of ids 1 to 14. So a producer's bytes choose among those, and so does an input.
+fn written_anew(came: &[u8]) -> Option<Vec<u8>> {
+    let header = RtpHeader::parse(came)?;
+    let &RtpHeader { marker, payload_type, sequence, timestamp, ssrc, .. } = &header;
+    let mut packet = Vec::new();
+    let mut writer =
+        HeaderWriter::new(&mut packet, &NewHeader { marker, payload_type, sequence, timestamp, ssrc });
+    for (id, value) in header.extensions(came) {
+        writer.extension(id, value);
+    }
+    writer.finish();
+    packet.extend_from_slice(&came[header.payload]);
+    Some(packet)
 }
 
 fn refused_rtp(server: &mut Srtp, packet: &[u8], original: &[u8]) {
