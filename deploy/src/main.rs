@@ -3,6 +3,7 @@
 #![forbid(unsafe_code)]
 
 mod drain;
+mod http;
 mod identity;
 mod node;
 mod replay;

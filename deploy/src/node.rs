@@ -27,6 +27,7 @@ use roomlog_projections::directory::LiveDirectory;
 use tokio::task::JoinHandle;
 
 use crate::{
+    http,
     identity::{Certificate, NodeIds, lan_address},
     settings::Settings,
 };
@@ -184,7 +185,6 @@ pub async fn run(role: Role, settings: Settings) -> anyhow::Result<()> {
     }
 
     let handle = Handle::new();
-    let service = router.into_make_service_with_connect_info::<SocketAddr>();
     let tls = match settings.lan() {
         true => {
             let certificate = Certificate::load_or_make(&data, reached)?;
@@ -194,15 +194,7 @@ pub async fn run(role: Role, settings: Settings) -> anyhow::Result<()> {
         false => None,
     };
     let scheme = if tls.is_some() { "https" } else { "http" };
-    let serving = {
-        let handle = handle.clone();
-        tokio::spawn(async move {
-            match tls {
-                Some(tls) => axum_server::from_tcp_rustls(listener, tls)?.handle(handle).serve(service).await,
-                None => axum_server::from_tcp(listener)?.handle(handle).serve(service).await,
-            }
-        })
-    };
+    let serving = tokio::spawn(http::serve(listener, tls, handle.clone(), router));
 
     if role == Role::Up {
         if let Some(ec) = &ec {
