@@ -65,6 +65,7 @@ async fn folder(data: &Path, tamper: impl FnOnce(&mut Vec<Event>)) -> SledJourna
         incarnation: Incarnation(1),
         resume_ms: 30_000,
         max_clients: 100,
+        per_client: roomlog_ec::per_client::PerClient::none(),
         assignment: None,
         consumer_type: None,
         consumers: Vec::new(),

@@ -18,6 +18,8 @@ use roomlog_projections::room::{Client, RoomState};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
+use crate::per_client::{Made, PerClient};
+
 /// What is asked of a room.
 #[allow(missing_docs, reason = "fields are those of the event that follows")]
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -115,6 +117,9 @@ pub struct Facts {
     pub resume_ms: u64,
     /// Most clients a room takes.
     pub max_clients: usize,
+    /// How much one client may have.
+    #[serde(default = "PerClient::none")]
+    pub per_client: PerClient,
     /// The worker an EA gave the room, with every EA considered.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub assignment: Option<Assignment>,
@@ -184,6 +189,9 @@ pub enum Refusal {
     /// The role does not give this right.
     #[error("not allowed: {0}")]
     NotAllowed(String),
+    /// It has as many as one may have.
+    #[error("not allowed: too many {0}, a client may have {1} at a time")]
+    TooMany(&'static str, usize),
     /// The data is not right.
     #[error("bad request: {0}")]
     BadRequest(String),
@@ -208,7 +216,7 @@ impl Refusal {
             Self::NoClient(_) => 2002,
             Self::WrongState(_) => 2003,
             Self::NoObject(..) => 2004,
-            Self::NotAllowed(_) | Self::RoomFull(_) | Self::ClientIdTaken(_) => 403,
+            Self::NotAllowed(_) | Self::RoomFull(_) | Self::TooMany(..) | Self::ClientIdTaken(_) => 403,
             Self::WrongHost => 1001,
             Self::UsedToken => 1002,
             Self::TokenEnded => 1004,
@@ -360,6 +368,7 @@ pub fn decide(state: &RoomState, command: &Command, facts: &Facts) -> Result<Vec
         }
         Command::CreateTransport { client, transport, producing, consuming } => {
             living(state, client)?;
+            facts.per_client.allows(state, client, Made::Transport, 0)?;
             Ok(vec![
                 TransportCreated {
                     client: client.clone(),
@@ -383,6 +392,7 @@ pub fn decide(state: &RoomState, command: &Command, facts: &Facts) -> Result<Vec
         }
         Command::Produce { client, producer, transport, kind, rtp_parameters, app_data, paused } => {
             may_produce(state, client, transport)?;
+            facts.per_client.allows(state, client, Made::Producer, 0)?;
             let consumer_type = facts
                 .consumer_type
                 .ok_or_else(|| Refusal::MediaFailed("it did not say what it made".into()))?;

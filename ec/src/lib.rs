@@ -16,6 +16,7 @@ pub mod gateway;
 mod life;
 pub mod metrics;
 pub mod notify;
+pub mod per_client;
 pub mod protoo;
 pub mod requests;
 pub mod room;

@@ -1,7 +1,7 @@
 //! One client's connection as its room sees it: the socket, the requests we made of it, and the answers we gave.
 
 use std::{
-    collections::{BTreeMap, BTreeSet, VecDeque},
+    collections::{BTreeMap, VecDeque},
     sync::Arc,
 };
 
@@ -12,7 +12,7 @@ use tokio::{
     time::Instant,
 };
 
-use crate::protoo;
+use crate::{per_client::Made, protoo};
 
 /// Close code that protoo-client takes as final.
 pub const FINAL: u16 = 4000;
@@ -53,8 +53,8 @@ pub struct Session {
     answered: VecDeque<(u64, Arc<str>)>,
     /// The socket with which the client last started over. What it had asked for before is none of its business any more.
     start: u64,
-    /// Requests under way: the same id again waits for the one answer.
-    under_way: BTreeSet<u64>,
+    /// Requests under way, with what they make: the same id again waits for the one answer.
+    under_way: BTreeMap<u64, Option<Made>>,
 }
 
 /// Whether a request is to be worked on.
@@ -159,14 +159,24 @@ impl Session {
         if let Some((_, answer)) = self.answered.iter().find(|(known, _)| *known == id) {
             return Seen::Answered(answer.clone());
         }
-        if self.under_way.contains(&id) {
+        if self.under_way.contains_key(&id) {
             Seen::UnderWay
         } else if self.under_way.len() >= MAX_UNDER_WAY {
             Seen::TooMany
         } else {
-            self.under_way.insert(id);
+            self.under_way.insert(id, None);
             Seen::New
         }
+    }
+
+    /// Request `id`, which is under way, makes one of these.
+    pub fn makes(&mut self, id: u64, made: Made) {
+        self.under_way.insert(id, Some(made));
+    }
+
+    /// How many of these the requests under way make.
+    pub fn making(&self, made: Made) -> usize {
+        self.under_way.values().filter(|under_way| **under_way == Some(made)).count()
     }
 
     /// Answers a request and keeps the answer, the last `keep` of them.

@@ -5,6 +5,8 @@ use std::time::Duration;
 use roomlog_bus::ids::EcId;
 use roomlog_projections::membership::LivenessSettings;
 
+use crate::per_client::PerClient;
+
 /// Settings of an EC.
 #[derive(Debug, Clone)]
 pub struct EcSettings {
@@ -16,6 +18,9 @@ pub struct EcSettings {
     pub resume: Duration,
     /// Most clients in one room. 500 is what one SFU worker's core carries as consumers of a single producer.
     pub max_clients: usize,
+    /// Most transports and producers of one client. 8 transports: a client has two, and makes new ones while failed ones are not yet
+    /// noticed. 16 producers: microphone, camera, screen and its sound, four times over for whoever mixes or records.
+    pub per_client: PerClient,
     /// An RPC to an EA is given up after this. 5 s is a third of the 15 s within which every client request is answered.
     pub rpc_timeout: Duration,
     /// A client that has not taken a `newConsumer` by then has refused it. 15 s: half of the resume time, so that a hung page is
@@ -56,6 +61,7 @@ impl EcSettings {
             address: address.into(),
             resume: Duration::from_secs(30),
             max_clients: 500,
+            per_client: PerClient { transports: 8, producers: 16 },
             rpc_timeout: roomlog_bus::rpc::RPC_TIMEOUT,
             accept_timeout: Duration::from_secs(15),
             ping_every: Duration::from_secs(10),

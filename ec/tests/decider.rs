@@ -21,12 +21,15 @@ use roomlog_bus::{
 use roomlog_ec::{
     decide::{Assignment, Command, ConsumerMade, Facts, Refusal, WantedConsumer, decide},
     notify::{Told, fold_and_tell},
+    per_client::PerClient,
 };
 use roomlog_projections::{room::RoomState, verify::Verifier};
 use serde_json::json;
 
 /// Histories tried, each of its own seed.
 const HISTORIES: u64 = 200;
+/// What one client may have in them.
+const PER_CLIENT: PerClient = PerClient { transports: 4, producers: 3 };
 /// Commands in each.
 const COMMANDS: usize = 300;
 
@@ -139,6 +142,7 @@ impl World {
             incarnation: Incarnation(1),
             resume_ms: 30_000,
             max_clients: 5,
+            per_client: PER_CLIENT,
             assignment: None,
             consumer_type: Some(ConsumerType::Simple),
             consumers: Vec::new(),
@@ -362,6 +366,14 @@ fn check_state(seed: u64, state: &RoomState) {
         assert!(
             pairs.insert((&consumer.client, &consumer.producer)),
             "seed {seed}: a stream is sent twice to one client"
+        );
+    }
+    for client in state.clients.keys() {
+        let transports = state.transports.values().filter(|t| &t.client == client).count();
+        let producers = state.producers.values().filter(|p| &p.client == client).count();
+        assert!(
+            transports <= PER_CLIENT.transports && producers <= PER_CLIENT.producers,
+            "seed {seed}: {client} has {transports} transports and {producers} producers"
         );
     }
     assert_eq!(state.open, !state.clients.is_empty(), "seed {seed}: open and clients disagree");

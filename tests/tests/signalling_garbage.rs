@@ -2,12 +2,14 @@
 
 use std::time::Duration;
 
+use futures::future::join_all;
 use roomlog_bus::{
     commit::StreamId,
     events::Event,
     ids::{RoomId, Version},
     journal::read_all,
 };
+use roomlog_ec::per_client::PerClient;
 use roomlog_tests::{
     cell::{Cell, Shape, eventually},
     peer::{Peer, Policy, vp8},
@@ -384,4 +386,59 @@ async fn a_frame_larger_than_allowed_ends_its_socket_and_no_other() -> anyhow::R
     journal_is_clean(&cell).await?;
     cell.stop().await;
     Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_client_has_as_many_transports_and_producers_as_it_may_however_fast_it_asks() -> anyhow::Result<()>
+{
+    const MAY: PerClient = PerClient { transports: 4, producers: 3 };
+    const ASKED: u64 = 60;
+    let cell = Cell::start(Shape { ec: |settings| settings.per_client = MAY, ..Shape::default() }).await?;
+    let bystander = Bystander::start(&cell).await?;
+    let (mut ann, room, _) = cell.enter("r", "Ann").await?;
+    let (send, _) = ann.join("Ann").await?;
+
+    // All before the first is answered, so that none is in the log yet.
+    let transport = json!({ "forceTcp": false, "producing": true, "consuming": false });
+    let asked = (0..ASKED).map(|i| ann.ask_with_id(1_000 + i, "createWebRtcTransport", transport.clone()));
+    check_allowed(join_all(asked).await, MAY.transports - 2, "transports, a client may have 4")?;
+    let asked = (0..ASKED).map(|i| {
+        let mut parameters = vp8(5_000 + 2 * i as u32);
+        parameters["mid"] = json!(format!("m{i}"));
+        let produce =
+            json!({ "transportId": send, "kind": "video", "rtpParameters": parameters, "appData": {} });
+        ann.ask_with_id(2_000 + i, "produce", produce)
+    });
+    let made = check_allowed(join_all(asked).await, MAY.producers, "producers, a client may have 3")?;
+    let state = cell.assert_agreement(&room).await?;
+    assert_eq!((state.transports.len(), state.producers.len()), (MAY.transports, MAY.producers));
+    // One by one it is the same, and what is closed makes room.
+    assert_eq!(ann.try_ask("createWebRtcTransport", transport).await?.map_err(|(code, _)| code), Err(403));
+    assert!(ann.produce_video(&send, 9_000).await.is_err());
+    ann.ask("closeProducer", json!({ "producerId": made[0]["id"] })).await?;
+    ann.produce_video(&send, 9_000).await?;
+    // What others may have is their own.
+    let (mut bob, _, _) = cell.enter("r", "Bob").await?;
+    let (send, _) = bob.join("Bob").await?;
+    bob.produce_video(&send, 100).await?;
+    cell.assert_agreement(&room).await?;
+    bystander.finish().await?;
+    journal_is_clean(&cell).await?;
+    cell.stop().await;
+    Ok(())
+}
+
+type Answered = anyhow::Result<Result<Value, (u64, String)>>;
+
+/// Exactly `allowed` were; the others were refused, and told why. Gives what was made.
+fn check_allowed(answers: Vec<Answered>, allowed: usize, why: &str) -> anyhow::Result<Vec<Value>> {
+    let mut made = Vec::new();
+    for answer in answers {
+        match answer? {
+            Ok(data) => made.push(data),
+            Err((code, reason)) => assert!(code == 403 && reason.contains(why), "{code} {reason}"),
+        }
+    }
+    assert_eq!(made.len(), allowed, "{made:?}");
+    Ok(made)
 }

@@ -66,6 +66,17 @@ impl Room {
         match requests::plan(&self.state, &client, method, data, &mut fresh) {
             Err(refusal) => self.answer(&client, id, Err(refusal)),
             Ok(plan) => {
+                // Counted before the worker is asked: what it makes and the log refuses it would keep for a while.
+                if let Some(made) = plan.command.as_ref().and_then(Made::by)
+                    && let Some(session) = self.sessions.get_mut(&client)
+                {
+                    let per_client = self.shared.settings.per_client;
+                    if let Err(refusal) = per_client.allows(&self.state, &client, made, session.making(made))
+                    {
+                        return self.answer(&client, id, Err(refusal));
+                    }
+                    session.makes(id, made);
+                }
                 let media = plan.media.clone().map(|command| self.ask_media(Some(client.clone()), command));
                 self.work.spawn(async move {
                     let media = match media {

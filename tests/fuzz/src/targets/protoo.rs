@@ -17,6 +17,7 @@ use roomlog_bus::{
 use roomlog_ec::{
     decide::{Assignment, Command, ConsumerMade, Facts, WantedConsumer, decide},
     notify::{Told, fold_and_tell},
+    per_client::PerClient,
     protoo::{self, Incoming},
     requests::{Answer, plan},
 };
@@ -131,6 +132,7 @@ impl World {
             incarnation: Incarnation(1),
             resume_ms: 30_000,
             max_clients: 5,
+            per_client: PerClient::none(),
             assignment: None,
             consumer_type: Some(ConsumerType::Simple),
             consumers: Vec::new(),
