@@ -62,7 +62,7 @@ struct Explained {
 /// Room moves and consumers under way when a worker is killed: each may be told of once.
 const UNDER_WAY: u64 = 60;
 
-const EXPLAINED: [Explained; 5] = [
+const EXPLAINED: [Explained; 6] = [
     Explained {
         says: "SFU worker ended; the next one is started",
         at_most: |t| t.kills(),
@@ -82,6 +82,11 @@ const EXPLAINED: [Explained; 5] = [
         says: "no EA can take over the room's media; looking again soon",
         at_most: |t| t.kills() * ROOMS,
         _why: "both workers had been killed, and the first was not back yet",
+    },
+    Explained {
+        says: "the worker gave no inventory; it is asked again later",
+        at_most: |t| t.kills() * ROOMS,
+        _why: "the worker had been killed and its rooms were not yet moved",
     },
     Explained {
         says: "a command that follows from the log failed",
@@ -112,7 +117,9 @@ impl Tally {
     }
 
     fn refused(&self, method: &str, code: u64, reason: &str) {
-        let what = format!("{method} {code} {}", reason.chars().take(60).collect::<String>());
+        // Behind a colon comes what differs each time, such as an id.
+        let kind = reason.split(": ").next().unwrap_or_default();
+        let what = format!("{method} {code} {}", kind.chars().take(60).collect::<String>());
         *self.refused.lock().expect("no panic inside").entry(what).or_default() += 1;
     }
 
