@@ -14,8 +14,12 @@ const VIDEO = '320x240@30';
 const LOSSY = { loss: 0.05 };
 /** Of the frame rate of the perfect call. */
 const NEARLY_ALL = 0.9;
-/** More freezes than in the perfect call, of both who watch, in 18 s of 5 % loss: what is held now, not what is wanted, which is 1. */
-const FREEZES = 6;
+/** More freezes than in the perfect call, of both who watch, in 18 s of 5 % loss. */
+const FREEZES = 1;
+/** Where the perfect call freezes more often than this, processes wait for the machine, not for packets: such a phase is measured again. */
+const QUIET = 1;
+/** So often at most; then the phase in which the perfect call froze least counts, and the bad call may freeze twice as often and once. */
+const PHASES = 3;
 /** Key frames and requests for them, for two receivers, in one phase: one each is what an encoder may do by itself. */
 const STORM = 4;
 
@@ -71,14 +75,19 @@ async function phase(name, settings, ms) {
 }
 
 test('with 5 % lost each way the picture is as fluent as without, because what is lost is repaired', { skip }, async () => {
-  const { calm, bad, net } = await phase('5 %', LOSSY, 18_000);
+  let seen;
+  for (let count = 0; count < PHASES && !(seen?.calm.video.freezeCount <= QUIET); count++) {
+    const one = await phase('5 %', LOSSY, 18_000);
+    if (!(seen?.calm.video.freezeCount <= one.calm.video.freezeCount)) seen = one;
+  }
+  const { calm, bad, net } = seen;
   for (const way of ['up', 'down']) {
     const share = net[way].lost / net[way].packets;
     assert.ok(share > 0.03 && share < 0.07, `${way}: ${share} lost`);
   }
   assert.ok(bad.fps >= NEARLY_ALL * calm.fps, `${bad.fps} frame/s with loss, ${calm.fps} without`);
-  // Wanted is one more than without loss; seen in four runs of the two who watch: 2, 3, 0 and 4, against 1, 2, 3 and 0. See docs/faults.md.
-  assert.ok(bad.video.freezeCount <= calm.video.freezeCount + FREEZES, `${bad.video.freezeCount} freezes with loss, ${calm.video.freezeCount} without`);
+  const freezes = calm.video.freezeCount <= QUIET ? calm.video.freezeCount : 2 * calm.video.freezeCount;
+  assert.ok(bad.video.freezeCount <= freezes + FREEZES, `${bad.video.freezeCount} freezes with loss, ${calm.video.freezeCount} without`);
   // Counted on both sides, and on both legs.
   assert.ok(bad.video.nackCount > 0 && bad.video.retransmittedPacketsReceived > 0, 'repairs at the browser');
   assert.ok(bad.out.video.nackPacketCount > 0 && bad.out.video.packetsRetransmitted > 0, 'repairs by the server');
