@@ -146,6 +146,12 @@ pub trait Journal: Send + Sync + 'static {
     async fn beyond_loss(&self, _from: &Cursor) -> Option<Cursor> {
         None
     }
+
+    /// Whether the log was repaired since `cursor` was given: its order is another, and what was folded up to there may not be in it any
+    /// more. Following goes on from the beginning, into a new fold.
+    async fn is_replaced(&self, _cursor: &Cursor) -> bool {
+        false
+    }
 }
 
 /// Between two tries to follow a journal that cannot be read: long enough not to be a load, short enough that nobody waits for it.
@@ -153,9 +159,15 @@ const FOLLOW_AGAIN: Duration = Duration::from_secs(1);
 
 /// Follows again after [`Followed::Broken`]: from `cursor`, or, where what comes next is lost for good, from behind the loss, which is
 /// said in an error. Whoever folds then meets commits that do not follow what it has, in the streams that lost some, and in no others.
+///
+/// After a repair of the log `cursor` is the beginning, and everything comes again: to be folded anew.
 pub async fn follow_again(journal: &dyn Journal, cursor: &mut Cursor, mut broken: ReadError) -> Follow {
     loop {
         match journal.beyond_loss(cursor).await {
+            _ if journal.is_replaced(cursor).await => {
+                tracing::warn!("the log was repaired: it is followed from its beginning");
+                *cursor = Cursor::default();
+            }
             Some(beyond) => {
                 tracing::error!(error = %broken, from = ?cursor, to = ?beyond, "commits of the log are lost: following goes on behind them");
                 *cursor = beyond;

@@ -1,6 +1,8 @@
 //! The pen of a node: makes commits of events and appends them, settling unknown outcomes before anyone is answered.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
+
+use tokio::time::Instant;
 
 use crate::{
     commit::{Cause, Commit, CommitId, Head, Payload, StreamId, Writer},
@@ -10,10 +12,11 @@ use crate::{
     journal::{AppendError, Journal},
 };
 
-/// How often an unknown outcome is read back before it is given up as unknown; with [`SETTLE_PAUSE`] between, 1 s in all.
-const SETTLE_TRIES: u32 = 10;
-/// Between two looks at an unknown outcome: a stalled disk write is usually over in this time.
-const SETTLE_PAUSE: std::time::Duration = std::time::Duration::from_millis(100);
+/// How long an unknown outcome is settled before it is given up as unknown. NATS servers begin an election 4 to 9 s after the stream's leader
+/// was last heard and end it within one more; together with the 5 s that the append waited before, whoever asked is still waiting (20 s).
+const SETTLE_WITHIN: Duration = Duration::from_secs(10);
+/// Between two tries to settle an unknown outcome: a stalled disk write is usually over in this time.
+const SETTLE_PAUSE: Duration = Duration::from_millis(100);
 
 /// What a commit is made of, besides who writes it and when.
 #[derive(Debug, Clone, Default)]
@@ -86,29 +89,104 @@ impl Log {
         }
     }
 
-    /// Finds out whether `commit` is stored.
+    /// Finds out whether `commit` is stored, by appending it again: where it is, that changes nothing and says so.
     async fn settle(&self, stream: StreamId, commit: Commit) -> Result<Arc<Commit>, AppendError> {
-        for _ in 0..SETTLE_TRIES {
+        let until = Instant::now() + SETTLE_WITHIN;
+        while Instant::now() < until {
             tokio::time::sleep(SETTLE_PAUSE).await;
-            if let Ok(found) = self.journal.read(&stream, commit.version, 1).await {
-                match found.first() {
-                    Some(stored) if stored.id == commit.id => return Ok(Arc::new(commit)),
-                    Some(other) => {
-                        return Err(AppendError::Conflict {
-                            stream,
-                            version: commit.version,
-                            head: Some(other.head()),
-                        });
-                    }
-                    // It may still land; appending the same commit again is idempotent and settles it either way.
-                    None => match self.journal.append(commit.clone()).await {
-                        Ok(()) => return Ok(Arc::new(commit)),
-                        Err(AppendError::Unknown { .. }) => {}
-                        Err(error) => return Err(error),
-                    },
+            match self.journal.append(commit.clone()).await {
+                Ok(()) => return Ok(Arc::new(commit)),
+                // This try was not stored; the one before may be, or may be on its way.
+                Err(AppendError::Unknown { .. } | AppendError::Unavailable { .. }) => {}
+                Err(error @ (AppendError::Conflict { .. } | AppendError::Invalid { .. })) => {
+                    return Err(error);
                 }
             }
         }
         Err(AppendError::Unknown { stream })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+
+    use async_trait::async_trait;
+
+    use super::*;
+    use crate::{
+        commit::{RawEvent, StreamKind},
+        ids::Incarnation,
+        journal::{Cursor, Follow, ReadError},
+        memory_journal::MemoryJournal,
+    };
+
+    /// A log whose leader is gone: what is asked of it stays unanswered, or is refused, until another is elected.
+    struct Leaderless {
+        stored: MemoryJournal,
+        elected: Instant,
+        /// Whether the first append was stored before the leader went.
+        lands: AtomicBool,
+        tries: AtomicU32,
+    }
+
+    #[async_trait]
+    impl Journal for Leaderless {
+        async fn append(&self, commit: Commit) -> Result<(), AppendError> {
+            let stream = commit.stream.clone();
+            if Instant::now() >= self.elected {
+                return self.stored.append(commit).await;
+            }
+            if self.lands.swap(false, Ordering::Relaxed) {
+                self.stored.append(commit).await?;
+                return Err(AppendError::Unknown { stream });
+            }
+            match self.tries.fetch_add(1, Ordering::Relaxed).is_multiple_of(2) {
+                true => Err(AppendError::Unknown { stream }),
+                false => Err(AppendError::Unavailable { reason: "no leader".into() }),
+            }
+        }
+        async fn read(&self, s: &StreamId, v: Version, n: usize) -> Result<Vec<Arc<Commit>>, ReadError> {
+            self.stored.read(s, v, n).await
+        }
+        async fn head(&self, stream: &StreamId) -> Result<Option<Head>, ReadError> {
+            self.stored.head(stream).await
+        }
+        async fn streams(&self, kind: StreamKind) -> Result<Vec<(StreamId, Head)>, ReadError> {
+            self.stored.streams(kind).await
+        }
+        async fn follow(&self, from: Cursor) -> Result<Follow, ReadError> {
+            self.stored.follow(from).await
+        }
+        async fn tail(&self) -> Result<Cursor, ReadError> {
+            self.stored.tail().await
+        }
+    }
+
+    async fn appended(election: Duration, lands: bool) -> (Result<Arc<Commit>, AppendError>, Option<Head>) {
+        let elected = Instant::now() + election;
+        let stored = MemoryJournal::new();
+        let journal = Leaderless { stored: stored.clone(), elected, lands: lands.into(), tries: 0.into() };
+        let node: StreamId = "ec.a".parse().expect("a stream");
+        let writer = Writer { node: node.clone(), incarnation: Incarnation(1) };
+        let log = Log::new(Arc::new(journal), Env::system(), writer);
+        let event = Event::Unknown(RawEvent { kind: "X".into(), schema: 1, data: Payload::encode(&1) });
+        let answer = log.append(node.clone(), None, Draft::default(), &[event]).await;
+        (answer, stored.head(&node).await.expect("memory reads"))
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_unknown_outcome_is_settled_by_the_next_leader() {
+        for lands in [true, false] {
+            let (answer, head) = appended(Duration::from_millis(9_001), lands).await;
+            assert_eq!(answer.expect("settled").head(), head.expect("stored"));
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn without_a_leader_it_stays_unknown_whatever_later_tries_say() {
+        let (answer, head) = appended(Duration::from_secs(60), true).await;
+        assert!(matches!(answer, Err(AppendError::Unknown { .. })), "{answer:?}");
+        assert!(head.is_some());
     }
 }

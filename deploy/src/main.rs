@@ -6,6 +6,7 @@ mod drain;
 mod http;
 mod identity;
 mod node;
+mod repair;
 mod replay;
 mod settings;
 
@@ -49,6 +50,8 @@ enum Command {
     Ea(NodeArgs),
     /// Tell a node of a cluster to take nothing new, and to end when it is empty or at a deadline.
     Drain(drain::DrainArgs),
+    /// Bring back what NATS has lost of the log, from what nodes have kept: a report first.
+    Repair(repair::RepairArgs),
     /// Move packets. Started by an EA, which speaks with it over standard input and output.
     #[command(hide = true)]
     SfuWorker,
@@ -75,6 +78,10 @@ fn main() -> ExitCode {
         Command::Drain(args) => {
             log_to_stderr(Some("warn"));
             drain::run(args)
+        }
+        Command::Repair(args) => {
+            log_to_stderr(Some("warn"));
+            repair::run(args)
         }
         Command::SfuWorker => {
             log_to_stderr(std::env::var("ROOMLOG_LOG").ok().as_deref());

@@ -13,10 +13,12 @@ use axum::{Router, routing::get};
 use axum_server::{Handle, tls_rustls::RustlsConfig};
 use roomlog_bus::{
     bus::Bus,
+    copied_journal::CopiedJournal,
     env::Env,
     journal::Journal,
+    local_copy::{CopySettings, LocalCopy},
     memory_bus::MemoryBus,
-    nats::{JetStreamSettings, NatsConnection},
+    nats::NatsConnection,
     republish::republish,
     sled_journal::{JournalSettings, SledJournal},
 };
@@ -29,6 +31,7 @@ use tokio::task::JoinHandle;
 use crate::{
     http,
     identity::{Certificate, NodeIds, lan_address},
+    repair::COPY,
     settings::Settings,
 };
 
@@ -37,6 +40,9 @@ use crate::{
 const GRACE: Duration = Duration::from_secs(3);
 /// The first heartbeat of the EA is due within a second of its start; more means that the machine is very slow or something is wrong.
 const READY_WITHIN: Duration = Duration::from_secs(20);
+/// Commits of the local copy that are looked for in the cluster's log at a start: what a log that was put back lost first. More than one
+/// process has under way at a time, so that it does not matter in which order they were copied.
+const EXPECTED: u64 = 64;
 /// Between two looks at whether the node can serve.
 const READY_PAUSE: Duration = Duration::from_millis(20);
 
@@ -64,6 +70,7 @@ struct Ground {
     bus: Arc<dyn Bus>,
     journal: Arc<dyn Journal>,
     sled: Option<SledJournal>,
+    copied: Option<Arc<CopiedJournal>>,
     republishing: Option<JoinHandle<()>>,
 }
 
@@ -72,16 +79,27 @@ impl Ground {
         match settings.nats()? {
             Some(nats) => {
                 let connection = NatsConnection::connect(nats).await.context("NATS is not reached")?;
-                let mut jetstream = JetStreamSettings::default();
-                if let Some(replicas) = settings.nats_replicas {
-                    jetstream.replicas = replicas;
+                let jetstream = connection
+                    .jetstream(settings.jetstream())
+                    .await
+                    .context("the log in JetStream does not open")?;
+                let (folder, mut copy_settings) = (data.join(COPY), CopySettings::default());
+                if let Some(bytes) = settings.copy_bytes {
+                    copy_settings.bytes = bytes;
                 }
-                if let Some(partitions) = settings.partitions {
-                    jetstream.partitions = partitions;
+                let opened =
+                    tokio::task::spawn_blocking(move || LocalCopy::open(&folder, copy_settings)).await?;
+                let (copy, findings) = opened.context("cannot open the local copy of the log")?;
+                for finding in findings {
+                    tracing::error!("local copy of the log: {finding}");
                 }
-                let journal =
-                    connection.journal(jetstream).await.context("the log in JetStream does not open")?;
-                Ok(Self { bus: connection.bus(), journal, sled: None, republishing: None })
+                // Where something is missing the partition takes no appends, and what needs them says so.
+                let acknowledged = copy.last(EXPECTED).await.context("the local copy does not read")?;
+                jetstream.expect(&acknowledged).await.context("the log in JetStream does not read")?;
+                let copied = Arc::new(CopiedJournal::new(Arc::new(jetstream), copy));
+                let journal: Arc<dyn Journal> = copied.clone();
+                let (bus, copied) = (connection.bus(), Some(copied));
+                Ok(Self { bus, journal, sled: None, copied, republishing: None })
             }
             None => {
                 let folder = data.join("log");
@@ -104,7 +122,7 @@ impl Ground {
                         tracing::error!(%error, "subscribers get no more events");
                     }
                 });
-                Ok(Self { bus, journal, sled: Some(sled), republishing: Some(republishing) })
+                Ok(Self { bus, journal, sled: Some(sled), copied: None, republishing: Some(republishing) })
             }
         }
     }
@@ -115,6 +133,9 @@ impl Ground {
         }
         if let Some(sled) = self.sled {
             sled.close().await;
+        }
+        if let Some(copied) = self.copied {
+            copied.close().await;
         }
     }
 }

@@ -20,6 +20,7 @@ use roomlog_bus::{
     events::Event,
     ids::{ClientId, RoomId, Version},
     journal::{Cursor, ReadError, read_all},
+    local_copy::Copied,
     sled_journal::{Finding as JournalFinding, OpenReport, SledJournal},
     time::Timestamp,
 };
@@ -33,7 +34,10 @@ use roomlog_projections::{
 };
 use serde_json::{Value, json};
 
-use crate::settings::DEFAULT_DATA;
+use crate::{
+    repair::{branches, copy_in},
+    settings::DEFAULT_DATA,
+};
 
 /// What `replay` is asked.
 #[derive(Args)]
@@ -103,6 +107,10 @@ struct Span {
 
 /// Reads the log as asked and prints what was found.
 pub fn run(args: ReplayArgs) -> anyhow::Result<ExitCode> {
+    // A node on NATS has no log of its own, only a copy of what it wrote.
+    if let (Command::Verify, Some(copy)) = (&args.command, copy_in(&args.data)) {
+        return verify_copy(&copy, args.json);
+    }
     let log = OpenLog::open(&args.data)?;
     // The journal reads from a task of its own while this one works on what was read.
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
@@ -458,6 +466,42 @@ async fn verify(log: &OpenLog, json: bool, out: &mut impl io::Write) -> anyhow::
     }
     writeln!(out, "{}; {:.2} s", verdict.summary, elapsed.as_secs_f64())?;
     Ok(code)
+}
+
+/// What a node on NATS has kept: whether it is whole, and what of it the cluster's log did not take.
+fn verify_copy(folder: &Path, json: bool) -> anyhow::Result<ExitCode> {
+    let runtime = tokio::runtime::Builder::new_current_thread().build()?;
+    let copied = runtime
+        .block_on(Copied::read(folder))
+        .with_context(|| format!("the local copy in {} does not read", folder.display()))?;
+    let damage: Vec<String> =
+        copied.findings.iter().filter(|f| f.is_damage()).map(ToString::to_string).collect();
+    let branches = branches(&copied);
+    let clean = damage.is_empty() && branches.is_empty();
+    let mut out = io::stdout().lock();
+    if json {
+        let document = json!({
+            "folder": folder,
+            "way": "copy",
+            "commits": copied.commits.len(),
+            "clean": clean,
+            "damage": damage,
+            "set_aside": branches,
+        });
+        print_json(&mut out, &document)?;
+    } else {
+        for line in damage.iter().chain(&branches) {
+            writeln!(out, "{line}")?;
+        }
+        writeln!(
+            out,
+            "local copy of a node on NATS: {} commits, {} damaged places, {} commits set aside",
+            copied.commits.len(),
+            damage.len(),
+            branches.len()
+        )?;
+    }
+    Ok(if clean { ExitCode::SUCCESS } else { ExitCode::from(1) })
 }
 
 /// Makes an EC's decision again from what its commit kept; none where it kept nothing: another role wrote it.

@@ -9,7 +9,7 @@ use std::{
 
 use anyhow::Context;
 use clap::Args;
-use roomlog_bus::nats::{Credentials, NatsSettings, Tls};
+use roomlog_bus::nats::{Credentials, JetStreamSettings, NatsSettings, Tls};
 use serde::Deserialize;
 
 /// Where `up` keeps everything, unless told otherwise: beside where it is started, so that two trials do not meet.
@@ -100,6 +100,10 @@ pub struct Settings {
     /// can each follow one]
     #[arg(long, env = "ROOMLOG_PARTITIONS", value_name = "N")]
     pub partitions: Option<u16>,
+    /// Bytes of the local copy of what this node has written to the log in JetStream, from which `roomlog repair` restores it. [default:
+    /// 1073741824; some two million commits]
+    #[arg(long, env = "ROOMLOG_COPY_BYTES", value_name = "N")]
+    pub copy_bytes: Option<u64>,
     /// Id of this node. [default: a random one, made at first start and kept in the data folder]
     #[arg(long, env = "ROOMLOG_ID", value_name = "ID")]
     pub id: Option<String>,
@@ -153,6 +157,7 @@ impl Settings {
             nats_key: self.nats_key.or(base.nats_key),
             nats_replicas: self.nats_replicas.or(base.nats_replicas),
             partitions: self.partitions.or(base.partitions),
+            copy_bytes: self.copy_bytes.or(base.copy_bytes),
             id: self.id.or(base.id),
             ec_url: self.ec_url.or(base.ec_url),
             segment_bytes: self.segment_bytes.or(base.segment_bytes),
@@ -173,6 +178,16 @@ impl Settings {
             nats.tls = Some(Tls { ca: self.nats_ca.clone(), client });
         }
         Ok(Some(nats))
+    }
+
+    /// How the log is kept in JetStream.
+    pub fn jetstream(&self) -> JetStreamSettings {
+        let default = JetStreamSettings::default();
+        JetStreamSettings {
+            replicas: self.nats_replicas.unwrap_or(default.replicas),
+            partitions: self.partitions.unwrap_or(default.partitions),
+            ..default
+        }
     }
 
     /// The data folder.

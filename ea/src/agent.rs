@@ -26,7 +26,7 @@ use tokio::{
 
 use crate::{
     core::{Core, Effect, Input, Limits},
-    follow::{FOLLOW_QUEUE, follow},
+    follow::{FOLLOW_QUEUE, News, follow},
     registrar::{Order, REGISTRAR_QUEUE, Registrar, Report},
     settings::{EaError, EaSettings},
     slot::{FromSlot, Slot, SlotEvent},
@@ -300,7 +300,7 @@ impl Worker {
 
 struct Inputs {
     from_slots: mpsc::Receiver<FromSlot>,
-    followed: mpsc::Receiver<Arc<Commit>>,
+    followed: mpsc::Receiver<News>,
     requests: Subscription,
     reports: mpsc::Receiver<Report>,
     stop: watch::Receiver<bool>,
@@ -369,7 +369,10 @@ impl Agent {
                     Err(error) => tracing::error!(%error, "reading a room's stream panicked; its room waits for the next commit"),
                 },
                 Some(from) = inputs.from_slots.recv() => self.slot_event(from),
-                Some(commit) = inputs.followed.recv() => self.input(Input::Commit(commit)),
+                Some(news) = inputs.followed.recv() => self.input(match news {
+                    News::Commit(commit) => Input::Commit(commit),
+                    News::Repaired => Input::Repaired,
+                }),
                 request = inputs.requests.next(), if bus_open => match request {
                     Some(message) => self.request(message),
                     None => {

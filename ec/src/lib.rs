@@ -209,10 +209,12 @@ impl Ec {
                         let _ = tell.send(EcStatus::Superseded(theirs));
                         return life.end(false).await;
                     }
-                    End::Lost => {
-                        tracing::error!(
-                            "this EC was called lost: it lets go of its rooms and registers again"
-                        );
+                    end @ (End::Lost | End::Repaired) => {
+                        let why = match end {
+                            End::Repaired => "the log was repaired",
+                            _ => "this EC was called lost",
+                        };
+                        tracing::error!("{why}: it lets go of its rooms and registers again");
                         life.end(false).await;
                         life = loop {
                             match begin().await {

@@ -63,6 +63,8 @@ pub(crate) enum End {
     Lost,
     /// Another process has registered under the same id.
     Superseded(Incarnation),
+    /// The log was repaired: what the rooms here have folded may not be in it.
+    Repaired,
 }
 
 /// One incarnation.
@@ -147,6 +149,7 @@ impl Life {
         let shared = &self.shared;
         let (node, ours) = (shared.node(), shared.log.writer().incarnation);
         let mut changes = shared.directory.node_changes();
+        let mut rebuilt = shared.directory.rebuilt();
         let mut look = interval(DRAIN_LOOK);
         look.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
@@ -175,6 +178,7 @@ impl Life {
             tokio::select! {
                 biased;
                 () = stopped(stopping) => return End::Stopped,
+                _ = rebuilt.changed() => return End::Repaired,
                 _ = changes.changed() => {}
                 _ = look.tick(), if phase == NodePhase::Draining => {}
             }

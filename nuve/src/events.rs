@@ -125,6 +125,11 @@ pub async fn stream(
                 return Err(problem::BAD_REQUEST
                     .detail("The event id lies after the end of this log: it is of another cluster."));
             }
+            if app.journal.is_replaced(&position.cursor).await {
+                return Err(problem::BAD_REQUEST.detail(
+                    "The event id is of before a repair of the log: what came after it may be other now. Begin without one.",
+                ));
+            }
             position
         }
     };
@@ -191,11 +196,18 @@ impl Feed {
                 Some(Followed::CaughtUp) => {}
                 Some(Followed::Broken(error)) => {
                     let mut cursor = self.position.cursor.clone();
+                    // After a repair of the log there is no place in it that means what this listener's does.
+                    if self.app.journal.is_replaced(&cursor).await {
+                        return;
+                    }
                     follow = tokio::select! {
                         () = stopped(&mut stop) => return,
                         () = self.events.closed() => return,
                         follow = follow_again(self.app.journal.as_ref(), &mut cursor, error) => follow,
                     };
+                    if cursor == Cursor::default() && self.position.cursor != cursor {
+                        return;
+                    }
                     self.position.cursor = cursor;
                 }
                 None => return,

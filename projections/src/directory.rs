@@ -128,6 +128,8 @@ pub struct LiveDirectory {
     node_changes: Arc<Signal>,
     /// Tells of rooms that were given to an EC.
     placed: Arc<broadcast::Sender<Placed>>,
+    /// Counts how often everything was folded anew, after a repair of the log.
+    rebuilt: Arc<Signal>,
     /// Where a checkpoint is kept, if one is.
     checkpoint: Option<Arc<Path>>,
 }
@@ -160,6 +162,15 @@ impl LiveDirectory {
             tracing::warn!(%error, "the checkpoint is not used: the log is folded from its beginning");
             None
         });
+        let kept = match kept {
+            Some(kept) if journal.is_replaced(&kept.cursor).await => {
+                tracing::warn!(
+                    "the checkpoint is of before a repair of the log, which is folded from its beginning"
+                );
+                None
+            }
+            kept => kept,
+        };
         Self::start_from(journal, kept.unwrap_or_default(), Some(path.into())).await
     }
 
@@ -174,6 +185,7 @@ impl LiveDirectory {
             changes: Arc::default(),
             node_changes: Arc::default(),
             placed: Arc::new(broadcast::channel(PLACED_QUEUE).0),
+            rebuilt: Arc::default(),
             checkpoint,
         };
         let (ready, is_ready) = tokio::sync::oneshot::channel();
@@ -237,6 +249,11 @@ impl LiveDirectory {
         self.node_changes.subscribe()
     }
 
+    /// Tells when everything has been folded anew after a repair of the log: what was seen before may never have been.
+    pub fn rebuilt(&self) -> watch::Receiver<u64> {
+        self.rebuilt.subscribe()
+    }
+
     async fn run(
         self,
         journal: Arc<dyn Journal>,
@@ -245,12 +262,21 @@ impl LiveDirectory {
     ) {
         let mut ready = Some(ready);
         let mut since_checkpoint = 0;
+        // After a repair: what is folded anew, until it has caught up and takes the other's place.
+        let mut anew: Option<Directory> = None;
         loop {
             match follow.next().await {
                 Some(Followed::Entry(entry)) => {
                     let mut placed = None;
                     let folded = {
-                        let mut directory = self.inner.write().unwrap_or_else(PoisonError::into_inner);
+                        let mut shown;
+                        let directory = match &mut anew {
+                            Some(anew) => anew,
+                            None => {
+                                shown = self.inner.write().unwrap_or_else(PoisonError::into_inner);
+                                &mut *shown
+                            }
+                        };
                         let folded = directory.apply(&entry.commit);
                         directory.cursor = entry.cursor;
                         let (stream, version) = (entry.commit.stream.clone(), entry.commit.version);
@@ -284,14 +310,30 @@ impl LiveDirectory {
                     }
                 }
                 Some(Followed::CaughtUp) => {
+                    if let Some(anew) = anew.take() {
+                        *self.inner.write().unwrap_or_else(PoisonError::into_inner) = anew;
+                        self.changes.tell();
+                        self.node_changes.tell();
+                        self.rebuilt.tell();
+                    }
                     if let Some(ready) = ready.take() {
                         let _ = ready.send(());
                     }
                 }
                 Some(Followed::Broken(error)) => {
-                    let mut cursor = self.read().cursor.clone();
+                    let before = match &anew {
+                        Some(anew) => anew.cursor.clone(),
+                        None => self.read().cursor.clone(),
+                    };
+                    let mut cursor = before.clone();
                     follow = follow_again(journal.as_ref(), &mut cursor, error).await;
-                    self.inner.write().unwrap_or_else(PoisonError::into_inner).cursor = cursor;
+                    if cursor == Cursor::default() && before != cursor {
+                        anew = Some(Directory::default());
+                    } else if let Some(anew) = &mut anew {
+                        anew.cursor = cursor;
+                    } else {
+                        self.inner.write().unwrap_or_else(PoisonError::into_inner).cursor = cursor;
+                    }
                 }
                 None => return,
             }

@@ -100,6 +100,11 @@ impl Node {
         Ok(())
     }
 
+    /// Its data folder.
+    pub fn data(&self) -> &Path {
+        &self.data
+    }
+
     /// Its process.
     pub fn pid(&self) -> u32 {
         self.child.as_ref().and_then(Child::id).expect("it runs")
@@ -334,6 +339,13 @@ impl Cluster {
         let replicas = if self.nats.len() == 1 { 1 } else { 3 };
         let settings = JetStreamSettings { replicas, ..JetStreamSettings::default() };
         Ok(self.connection().await?.journal(settings).await?)
+    }
+
+    /// Runs `roomlog` with these arguments and gives its exit code and what it printed.
+    pub async fn roomlog(&self, arguments: &[&str]) -> anyhow::Result<(Option<i32>, String)> {
+        let output = Command::new(roomlog_bin()).args(arguments).output().await?;
+        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+        Ok((output.status.code(), text(&output.stdout) + &text(&output.stderr)))
     }
 
     /// Where its folders are.

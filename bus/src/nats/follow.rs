@@ -29,7 +29,7 @@ use super::{
     api::{Anything, ConsumerInfo},
     journal::Core,
     read::decode_at,
-    truncation::Partition,
+    truncation::{Partition, stamped, unstamped},
 };
 use crate::{
     commit::Commit,
@@ -62,16 +62,27 @@ pub(super) async fn follow(core: Arc<Core>, from: Cursor) -> Result<Follow, Read
     cursor.resize(count, 0);
     let mut tails = Vec::with_capacity(count);
     for (partition, seen) in core.partitions.iter().zip(&cursor) {
+        let (repair, seen) = unstamped(*seen);
         // A cursor beyond the end is a loss, or of another journal: never a reason to wait.
-        partition.seen(*seen);
+        if repair == partition.repair() {
+            partition.seen(seen);
+        }
         tails.push(core.inspect(partition).await?.state.last_seq);
     }
+    if core.is_replaced(&cursor) {
+        return Err(ReadError::Damaged {
+            place: format!("cursor {cursor:?}"),
+            reason: "it is of before a repair of the log: what came before it may be other now".into(),
+        });
+    }
+    let repairs: Vec<u8> = core.partitions.iter().map(Partition::repair).collect();
     let (says, said) = mpsc::channel(core.settings.follow_queue.max(1));
     for (index, tail) in tails.into_iter().enumerate() {
         let reader = Reader {
             core: core.clone(),
             index,
-            last: cursor[index],
+            last: unstamped(cursor[index]).1,
+            repair: repairs[index],
             tail,
             caught_up: false,
             says: says.clone(),
@@ -79,6 +90,9 @@ pub(super) async fn follow(core: Arc<Core>, from: Cursor) -> Result<Follow, Read
         tokio::spawn(reader.run());
     }
     let (sender, receiver) = mpsc::channel(core.settings.follow_queue.max(1));
+    for (number, repair) in cursor.iter_mut().zip(&repairs) {
+        *number = stamped(*repair, unstamped(*number).1);
+    }
     tokio::spawn(merge(said, cursor, sender));
     Ok(Follow { receiver })
 }
@@ -98,7 +112,7 @@ async fn merge(
         let followed = match next {
             None => return,
             Some((partition, Said::Commit(sequence, commit))) => {
-                cursor[partition] = sequence;
+                cursor[partition] = stamped(unstamped(cursor[partition]).0, sequence);
                 Followed::Entry(Entry { cursor: Cursor(cursor.clone()), commit })
             }
             Some((_, Said::CaughtUp)) => {
@@ -125,6 +139,8 @@ struct Reader {
     index: usize,
     /// The last sequence that was given, or skipped for good.
     last: u64,
+    /// The repair that its sequences are of.
+    repair: u8,
     /// The stream's last sequence when following began.
     tail: u64,
     caught_up: bool,
@@ -194,6 +210,9 @@ impl Reader {
             Err(error @ ReadError::Damaged { .. }) => return Err(Over::Broken(error)),
             Err(ReadError::Unavailable { .. }) => return Err(Over::Again("no answer")),
         }
+        if partition.repair() != self.repair {
+            return Err(self.replaced());
+        }
         let inbox = shared.client.new_inbox();
         let name = format!("roomlog-{}", inbox.rsplit('.').next().unwrap_or_default());
         let messages =
@@ -244,6 +263,11 @@ impl Reader {
         });
     }
 
+    fn replaced(&self) -> Over {
+        let place = self.partition().stream.clone();
+        Over::Broken(ReadError::Damaged { place, reason: "the log was repaired".into() })
+    }
+
     async fn catch_up(&mut self) -> Result<(), Over> {
         if !self.caught_up {
             self.caught_up = true;
@@ -260,12 +284,14 @@ impl Reader {
     async fn read(&mut self, consumer: &mut Consumer) -> Over {
         let mut state = self.core.shared.state.clone();
         let connection = state.borrow_and_update().connects();
+        let (mut repairs, repair) = (self.partition().repairs(), self.repair);
         let patience = self.core.settings.heartbeat * 3;
         loop {
             let until = Instant::now() + patience;
             let message = tokio::select! {
                 message = consumer.messages.next() => message,
                 _ = state.wait_for(|now| now.connects() != connection) => return Over::Again("a new connection"),
+                _ = repairs.wait_for(|now| *now != repair) => return self.replaced(),
                 () = tokio::time::sleep_until(until.into()) => return Over::Again("no heartbeat"),
                 () = self.says.closed() => return Over::Gone,
             };

@@ -13,7 +13,7 @@ use super::{
     connection::{NatsError, Shared},
     known::Known,
     streams,
-    truncation::{Partition, Truncation},
+    truncation::{Partition, Truncation, stamped, unstamped},
 };
 use crate::{
     commit::{Commit, Head, StreamId, StreamKind},
@@ -94,6 +94,15 @@ impl Core {
     pub(super) fn partition(&self, stream: &StreamId) -> &Partition {
         &self.partitions[usize::from(stream.partition(self.settings.partitions))]
     }
+
+    /// Whether a partition was repaired since `cursor` was given.
+    pub(super) fn is_replaced(&self, cursor: &[u64]) -> bool {
+        let of = |number: u64, partition: &Partition| match unstamped(number) {
+            (0, 0) => true, // the beginning is the same for all
+            (repair, _) => repair == partition.repair(),
+        };
+        !cursor.iter().zip(&self.partitions).all(|(number, partition)| of(*number, partition))
+    }
 }
 
 impl JetStreamJournal {
@@ -110,13 +119,23 @@ impl JetStreamJournal {
         Ok(Self { core })
     }
 
+    /// Looks whether what this node had acknowledged before its start is there. Where it is not, the partition takes no appends.
+    pub async fn expect(&self, acknowledged: &[Arc<Commit>]) -> Result<(), ReadError> {
+        self.core.expect(acknowledged).await
+    }
+
+    /// Says to all nodes that the log was repaired: they take it as it is from here on.
+    pub async fn repaired(&self) -> Result<(), NatsError> {
+        self.core.repaired().await
+    }
+
     /// The partitions that lost commits, as they are found: an alarm.
     pub fn truncations(&self) -> watch::Receiver<Vec<Truncation>> {
         self.core.alarm.subscribe()
     }
 }
 
-/// While a partition is suspected, this often: an operator should not wait longer for certainty than it takes.
+/// While a partition is suspected or truncated, this often: nobody should wait longer for certainty, or for the end of a repair, than it takes.
 const SUSPICIOUS: Duration = Duration::from_secs(1);
 
 /// Looks for truncation after each reconnect and every now and then, as long as the journal is used.
@@ -125,7 +144,7 @@ async fn watch_over(core: Weak<Core>) {
     loop {
         let pause = match core.upgrade() {
             None => return,
-            Some(core) if core.partitions.iter().any(Partition::is_suspected) => SUSPICIOUS,
+            Some(core) if core.partitions.iter().any(Partition::is_watched) => SUSPICIOUS,
             Some(core) => core.settings.watch_every,
         };
         tokio::select! {
@@ -134,7 +153,7 @@ async fn watch_over(core: Weak<Core>) {
         }
         let connected = state.borrow_and_update().is_connected();
         let Some(core) = core.upgrade().filter(|_| connected) else { continue };
-        for partition in core.partitions.iter().filter(|partition| partition.truncated().is_none()) {
+        for partition in &core.partitions {
             if let Err(error) = core.inspect(partition).await {
                 tracing::debug!(%error, "looking at the log");
             }
@@ -172,10 +191,16 @@ impl Journal for JetStreamJournal {
     async fn tail(&self) -> Result<Cursor, ReadError> {
         let asked: Vec<_> =
             self.core.partitions.iter().map(|partition| self.core.inspect(partition)).collect();
-        Ok(Cursor(try_join_all(asked).await?.into_iter().map(|info| info.state.last_seq).collect()))
+        let infos = try_join_all(asked).await?;
+        let ends = self.core.partitions.iter().zip(infos);
+        Ok(Cursor(ends.map(|(partition, info)| stamped(partition.repair(), info.state.last_seq)).collect()))
     }
 
     async fn beyond_loss(&self, from: &Cursor) -> Option<Cursor> {
         self.core.beyond_loss(from).await
+    }
+
+    async fn is_replaced(&self, cursor: &Cursor) -> bool {
+        self.core.is_replaced(&cursor.0)
     }
 }

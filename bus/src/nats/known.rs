@@ -52,6 +52,12 @@ impl Known {
         self.insert(stream, end);
     }
 
+    /// Forgets all.
+    pub(super) fn clear(&mut self) {
+        self.young.clear();
+        self.old.clear();
+    }
+
     /// A sequence from which on all commits with `from` or a later version are: 0 if nothing better is known.
     pub(super) fn before(&mut self, stream: &StreamId, from: Version) -> u64 {
         match self.end(stream) {

@@ -13,7 +13,7 @@ use super::{
     api::{Get, InfoRequest, Stored},
     journal::Core,
     known::End,
-    truncation::Partition,
+    truncation::{Partition, stamped, unstamped},
 };
 use crate::{
     commit::{Commit, Head, StreamId, StreamKind},
@@ -185,13 +185,13 @@ impl Core {
         beyond.0.resize(self.partitions.len(), 0);
         let mut found = false;
         for (partition, at) in self.partitions.iter().zip(&mut beyond.0) {
-            let get = Get::Next { seq: *at + 1, next_by_subj: ">" };
+            let get = Get::Next { seq: unstamped(*at).1 + 1, next_by_subj: ">" };
             let Ok(Some(next)) = self.shared.get(&partition.stream, get, self.settings.api_timeout).await
             else {
                 continue;
             };
             if decode_at(&partition.stream, next.sequence, &next.subject, &next.payload).is_err() {
-                *at = next.sequence;
+                *at = stamped(partition.repair(), next.sequence);
                 found = true;
             }
         }

@@ -135,43 +135,13 @@ impl SledJournal {
         self.shared.index().stopped.clone()
     }
 
-    async fn blocking<T: Send + 'static>(
-        &self,
-        f: impl FnOnce(&Shared) -> Result<T, ReadError> + Send + 'static,
-    ) -> Result<T, ReadError> {
-        let shared = self.shared.clone();
-        tokio::task::spawn_blocking(move || f(&shared))
-            .await
-            .map_err(|error| ReadError::Unavailable { reason: format!("the reader failed: {error}") })?
+    /// Appends a carrier of the local copy: a whole commit in a commit, so larger than others may be.
+    pub(crate) async fn put_carrier(&self, commit: Commit) -> Result<(), AppendError> {
+        let bytes = check_of(&commit, MAX_COMMIT_BYTES + CARRIER_BYTES)?;
+        self.store(commit, bytes).await
     }
-}
 
-/// The rules a commit must obey by itself.
-pub(crate) fn check(commit: &Commit) -> Result<Vec<u8>, AppendError> {
-    let invalid = |reason: String| Err(AppendError::Invalid { stream: commit.stream.clone(), reason });
-    if commit.events.is_empty() {
-        return invalid("it has no events".into());
-    }
-    if commit.version == Version(0) {
-        return invalid("versions begin at 1".into());
-    }
-    if commit.version.0.checked_add(commit.events.len() as u64).is_none() {
-        return invalid("its version leaves no room for its events".into());
-    }
-    if (commit.version == Version(1)) != commit.prev.is_none() {
-        return invalid("the first commit of a stream, and only that, has no predecessor".into());
-    }
-    let bytes = commit.encode();
-    if bytes.len() > MAX_COMMIT_BYTES {
-        return invalid(format!("it takes {} bytes, at most {MAX_COMMIT_BYTES} are allowed", bytes.len()));
-    }
-    Ok(bytes)
-}
-
-#[async_trait]
-impl Journal for SledJournal {
-    async fn append(&self, commit: Commit) -> Result<(), AppendError> {
-        let bytes = check(&commit)?;
+    async fn store(&self, commit: Commit, bytes: Vec<u8>) -> Result<(), AppendError> {
         let closed = || AppendError::Unavailable {
             reason: self.stopped().unwrap_or_else(|| "it is open read-only".into()),
         };
@@ -191,6 +161,53 @@ impl Journal for SledJournal {
             Ok(_) => Err(conflict),
             Err(_) => Err(AppendError::Unknown { stream }),
         }
+    }
+
+    async fn blocking<T: Send + 'static>(
+        &self,
+        f: impl FnOnce(&Shared) -> Result<T, ReadError> + Send + 'static,
+    ) -> Result<T, ReadError> {
+        let shared = self.shared.clone();
+        tokio::task::spawn_blocking(move || f(&shared))
+            .await
+            .map_err(|error| ReadError::Unavailable { reason: format!("the reader failed: {error}") })?
+    }
+}
+
+/// What a carrier of the local copy is larger than the commit it carries, at most; a block has room for it.
+const CARRIER_BYTES: usize = 2 * 1024;
+
+/// The rules a commit must obey by itself.
+pub(crate) fn check(commit: &Commit) -> Result<Vec<u8>, AppendError> {
+    check_of(commit, MAX_COMMIT_BYTES)
+}
+
+fn check_of(commit: &Commit, most: usize) -> Result<Vec<u8>, AppendError> {
+    let invalid = |reason: String| Err(AppendError::Invalid { stream: commit.stream.clone(), reason });
+    if commit.events.is_empty() {
+        return invalid("it has no events".into());
+    }
+    if commit.version == Version(0) {
+        return invalid("versions begin at 1".into());
+    }
+    if commit.version.0.checked_add(commit.events.len() as u64).is_none() {
+        return invalid("its version leaves no room for its events".into());
+    }
+    if (commit.version == Version(1)) != commit.prev.is_none() {
+        return invalid("the first commit of a stream, and only that, has no predecessor".into());
+    }
+    let bytes = commit.encode();
+    if bytes.len() > most {
+        return invalid(format!("it takes {} bytes, at most {most} are allowed", bytes.len()));
+    }
+    Ok(bytes)
+}
+
+#[async_trait]
+impl Journal for SledJournal {
+    async fn append(&self, commit: Commit) -> Result<(), AppendError> {
+        let bytes = check(&commit)?;
+        self.store(commit, bytes).await
     }
 
     async fn read(

@@ -19,7 +19,7 @@ impl<R> Core<R> {
             self.with_room(&id, |core, room| {
                 room.seen = room.seen.max(commit.last_version());
                 // While a read is under way this commit is either in it or read right after it.
-                if room.loading.is_none() {
+                if room.loading.is_none() && room.anew.is_none() {
                     core.fold(&id, room, commit);
                 }
             });
@@ -28,6 +28,16 @@ impl<R> Core<R> {
             room.seen = commit.last_version();
             self.load_rest(&id, &mut room);
             self.rooms.insert(id, room);
+        }
+    }
+
+    /// Reads every room anew. Its media goes on meanwhile, and stays where the log still has it.
+    pub(super) fn repaired(&mut self) {
+        for id in self.rooms.keys().cloned().collect::<Vec<_>>() {
+            self.with_room(&id, |core, room| {
+                room.anew = Some(Anew::Wanted);
+                core.load_rest(&id, room);
+            });
         }
     }
 
@@ -44,8 +54,18 @@ impl<R> Core<R> {
     pub(super) fn loaded(&mut self, id: &RoomId, commits: Option<Vec<Arc<Commit>>>) {
         self.with_room(id, |core, room| {
             let Some(asked) = room.loading.take() else { return };
-            let before = room.fold.version();
+            // This read began before the repair.
+            if room.anew == Some(Anew::Wanted) {
+                return core.load_rest(id, room);
+            }
             let Some(commits) = commits else { return }; // the next tick asks again
+            if room.anew.take().is_some() {
+                room.fold = RoomState::default();
+                room.seen = Version(0);
+                room.epoch = Epoch(0); // an epoch that is not in the log any more binds nobody
+                room.stuck = false;
+            }
+            let before = room.fold.version();
             for commit in &commits {
                 core.apply(id, room, commit);
                 // What this commit made may be ended by a later one of the same read: it must have been seen in between.

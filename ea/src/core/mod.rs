@@ -59,6 +59,8 @@ pub enum Input<R> {
     },
     /// The next commit of the journal.
     Commit(Arc<Commit>),
+    /// The log was repaired: what was folded of the rooms may not be in it any more.
+    Repaired,
     /// The outcome of [`Effect::Load`].
     Loaded {
         /// Room.
@@ -211,6 +213,8 @@ struct Room<R> {
     seen: Version,
     /// When the read under way began.
     loading: Option<Duration>,
+    /// The log was repaired since the fold was made.
+    anew: Option<Anew>,
     /// A commit of the stream does not read, so the fold cannot go on.
     stuck: bool,
     /// The highest ownership epoch a request named.
@@ -222,6 +226,15 @@ struct Room<R> {
     /// Who waits for a version.
     waiters: Vec<Waiter<R>>,
     next_sweep: Duration,
+}
+
+/// How far making a fold anew is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Anew {
+    /// The stream is still to be asked for.
+    Wanted,
+    /// It is being read.
+    Asked,
 }
 
 /// A place on a worker, promised to an EC.
@@ -282,6 +295,7 @@ impl<R> Room<R> {
             fold: RoomState::default(),
             seen: Version(0),
             loading: None,
+            anew: None,
             stuck: false,
             epoch: Epoch(0),
             held: None,
@@ -299,7 +313,7 @@ impl<R> Room<R> {
 
     /// The stream is known to go on where the fold ends.
     fn is_behind(&self) -> bool {
-        self.fold.version() < self.seen && !self.stuck
+        self.anew.is_some() || self.fold.version() < self.seen && !self.stuck
     }
 }
 
@@ -339,6 +353,7 @@ impl<R> Core<R> {
         match input {
             Input::Request { reply, request } => self.request(reply, request),
             Input::Commit(commit) => self.commit(&commit),
+            Input::Repaired => self.repaired(),
             Input::Loaded { room, commits } => self.loaded(&room, commits),
             Input::WorkerReady { worker, generation } => self.worker_ready(worker, generation),
             Input::WorkerAnnounced { worker, generation } => self.worker_announced(worker, generation),
@@ -475,7 +490,14 @@ impl<R> Core<R> {
     fn load_rest(&mut self, id: &RoomId, room: &mut Room<R>) {
         if room.loading.is_none() {
             room.loading = Some(self.now);
-            self.out.push(Effect::Load { room: id.clone(), from: room.fold.version().next() });
+            let from = match &mut room.anew {
+                Some(anew) => {
+                    *anew = Anew::Asked;
+                    Version(1)
+                }
+                None => room.fold.version().next(),
+            };
+            self.out.push(Effect::Load { room: id.clone(), from });
         }
     }
 

@@ -503,6 +503,33 @@ fn a_hole_in_what_is_followed_is_read_from_the_journal() {
 }
 
 #[test]
+fn after_a_repair_a_room_is_what_the_log_says_then() {
+    let mut world = World::new(1);
+    world.call("r");
+    let kept = world.journal[&room("r")].all.len();
+    world.commit("r", &[ProducerPaused { producer: producer("p") }.into()]);
+    world.commit("r", &[left("b")]);
+    world.forget();
+    // Both are in a branch that the log does not have any more; it went another way.
+    let pen = world.journal.get_mut(&room("r")).unwrap();
+    pen.all.truncate(kept);
+    pen.head = pen.all.last().map(|commit| commit.head());
+    world.write("r", &[ConsumerResumed { consumer: consumer("c") }.into()]);
+    world.journal_away = true;
+    world.input(Input::Repaired);
+    world.commit("r", &[ConsumerPaused { consumer: consumer("c") }.into()]);
+    assert_eq!(world.heard(0), [], "what flows is left alone until the log is read");
+    world.journal_away = false;
+    world.pass(Duration::from_secs(1));
+    let head = world.journal[&room("r")].head;
+    assert_eq!(world.core.rooms[&room("r")].fold.head, head);
+    assert!(world.core.rooms[&room("r")].fold.clients.contains_key(&client("b")));
+    let heard = world.heard(0);
+    let again = MediaCommand::PauseProducer { producer: producer("p"), paused: false };
+    assert!(heard.contains(&again), "{heard:?}");
+}
+
+#[test]
 fn a_state_is_answered_once_its_version_is_folded() {
     let mut world = World::new(1);
     world.call("r");
