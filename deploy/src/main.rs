@@ -55,8 +55,17 @@ enum Command {
     /// Move packets. Started by an EA, which speaks with it over standard input and output.
     #[command(hide = true)]
     SfuWorker,
+    /// Measure what this machine carries.
+    #[command(subcommand)]
+    Bench(Bench),
     /// Read a log: rooms, the timeline of one, its state at any point, and whether all is well.
     Replay(replay::ReplayArgs),
+}
+
+#[derive(Subcommand)]
+enum Bench {
+    /// The SFU worker: what a packet costs, and how many a core carries. docs/performance.md says how to read it.
+    Media(roomlog_bench::media::MediaArgs),
 }
 
 #[derive(Args)]
@@ -87,6 +96,7 @@ fn main() -> ExitCode {
             log_to_stderr(std::env::var("ROOMLOG_LOG").ok().as_deref());
             roomlog_sfu::run_worker().map(|()| ExitCode::SUCCESS).map_err(Into::into)
         }
+        Command::Bench(Bench::Media(args)) => roomlog_bench::media::run(&args),
         Command::Replay(args) => {
             log_to_stderr(Some("off")); // what is wrong with the log is in the answer
             replay::run(args)
