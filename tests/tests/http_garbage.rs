@@ -5,6 +5,8 @@ use std::time::Duration;
 use roomlog_tests::{
     cell::{Cell, Shape},
     http,
+    peer::{Peer, Policy},
+    process::Up,
     witness::{Bystander, counted, journal_is_clean},
 };
 use serde_json::{Value, json};
@@ -19,8 +21,8 @@ const SOON: Duration = Duration::from_secs(5);
 const QUIET: Duration = Duration::from_millis(500);
 
 /// Sends bytes and reads what comes back, until the end or until nothing more comes: status, head and body. Status 0 when the connection was just closed.
-async fn raw(cell: &Cell, bytes: &[u8]) -> anyhow::Result<(u16, String, String)> {
-    let host = cell.origin.trim_start_matches("http://");
+async fn raw(origin: &str, bytes: &[u8]) -> anyhow::Result<(u16, String, String)> {
+    let host = origin.trim_start_matches("http://");
     let mut stream = TcpStream::connect(host).await?;
     // The other side may answer, and close, before it has read all.
     let _ = stream.write_all(bytes).await;
@@ -83,7 +85,7 @@ async fn bodies_that_make_no_sense_get_a_problem_document() -> anyhow::Result<()
     ];
     let before = requests_counted(&cell).await?;
     for (path, headers, body, status, slug) in &cases {
-        let (got, head, answer) = raw(&cell, &post(&cell, path, headers, body)).await?;
+        let (got, head, answer) = raw(&cell.origin, &post(&cell, path, headers, body)).await?;
         let shown = format!("POST {path} {body:.60}: {got} {answer:.300}");
         assert_eq!(got, *status, "{shown}");
         assert!(head.contains("content-type: application/problem+json"), "{shown} {head}");
@@ -95,7 +97,7 @@ async fn bodies_that_make_no_sense_get_a_problem_document() -> anyhow::Result<()
     for key in ["", "Bearer", "Bearer sk_x", "Basic abc", "Bearer pk_nobody_nothing", "Bearer \u{7f}"] {
         let header = if key.is_empty() { String::new() } else { format!("Authorization: {key}\r\n") };
         let request = format!("GET /v1/rooms HTTP/1.1\r\nHost: x\r\nConnection: close\r\n{header}\r\n");
-        let (got, _, answer) = raw(&cell, request.as_bytes()).await?;
+        let (got, _, answer) = raw(&cell.origin, request.as_bytes()).await?;
         // A control character is no header value at all (RFC 9110 §5.5), and refused before anybody looks at it.
         assert_eq!(got, if key.contains('\u{7f}') { 400 } else { 401 }, "{key:?}: {answer}");
     }
@@ -111,7 +113,7 @@ async fn bodies_that_make_no_sense_get_a_problem_document() -> anyhow::Result<()
 
 /// Requests that NUVE has counted.
 async fn requests_counted(cell: &Cell) -> anyhow::Result<u64> {
-    let (_, _, text) = raw(cell, b"GET /metrics HTTP/1.0\r\n\r\n").await?;
+    let (_, _, text) = raw(&cell.origin, b"GET /metrics HTTP/1.0\r\n\r\n").await?;
     let counts =
         text.lines().filter_map(|l| l.strip_prefix("roomlog_nuve_request_seconds_count")?.rsplit(' ').next());
     Ok(counts.filter_map(|n| n.parse::<u64>().ok()).sum())
@@ -119,8 +121,14 @@ async fn requests_counted(cell: &Cell) -> anyhow::Result<u64> {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn what_is_no_http_is_refused_or_cut_off() -> anyhow::Result<()> {
-    let cell = Cell::start(Shape::default()).await?;
-    let bystander = Bystander::start(&cell).await?;
+    // The real binary: what its HTTP server takes for HTTP is set there.
+    let data = tempfile::tempdir()?;
+    let up = Up::start(data.path(), &["--workers", "1", "--log", "warn"]).await?;
+    let token = up.token("r", "Ann").await?;
+    let (url, text) = (&token["wsUrl"], &token["token"]);
+    let (mut bystander, _) =
+        Peer::enter(url.as_str().unwrap_or_default(), text.as_str().unwrap_or_default(), Policy::Accept)
+            .await?;
     let many = format!(
         "GET /v1/demo HTTP/1.1\r\nHost: x\r\n{}\r\n",
         (0..500).map(|i| format!("X-{i}: y\r\n")).collect::<String>()
@@ -155,12 +163,12 @@ async fn what_is_no_http_is_refused_or_cut_off() -> anyhow::Result<()> {
         ("100 kB of URI", long_uri.as_bytes(), &[414]),
     ];
     for (what, bytes, statuses) in cases {
-        let (status, head, _) = raw(&cell, bytes).await?;
+        let (status, head, _) = raw(&up.origin, bytes).await?;
         assert!(statuses.contains(&status), "{what}: {status} {head:.200}");
+        bystander.ask("getRouterRtpCapabilities", json!({})).await?;
     }
-    bystander.finish().await?;
-    cell.stop().await;
-    Ok(())
+    bystander.leave().await;
+    up.stop().await
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -182,7 +190,7 @@ async fn what_asks_the_gateway_for_no_socket_is_refused_and_counted() -> anyhow:
         (upgrade("/signal?token=a&token=b", "13", key), 400),
     ];
     for (request, wanted) in &cases {
-        let (status, head, _) = raw(&cell, request.as_bytes()).await?;
+        let (status, head, _) = raw(&cell.origin, request.as_bytes()).await?;
         assert_eq!(status, *wanted, "{request}: {head}");
     }
     assert_eq!(counted(&cell, "roomlog_ec_turned_away{status=\"400\"}"), cases.len() as u64);
