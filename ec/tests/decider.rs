@@ -39,6 +39,8 @@ struct World {
     state: RoomState,
     verifier: Verifier<'static>,
     next_id: u64,
+    /// Consumers that the worker was asked for a while ago.
+    under_way: Vec<WantedConsumer>,
 }
 
 impl World {
@@ -49,6 +51,7 @@ impl World {
             state: RoomState::default(),
             verifier: Verifier::new(None),
             next_id: 0,
+            under_way: Vec::new(),
         };
         let node = |workers| NodeRegistered {
             incarnation: Incarnation(1),
@@ -149,6 +152,14 @@ impl World {
         }
     }
 
+    /// Decides and folds.
+    fn done(&mut self, command: &Command, facts: &Facts) -> Result<(), Refusal> {
+        let events = decide(&self.state, command, facts)?;
+        let commit = self.commit_of(&room(), &ec(), self.state.head, self.state.epoch(), events);
+        self.take(&commit);
+        Ok(())
+    }
+
     fn some_client(&mut self) -> ClientId {
         let mut pool: Vec<ClientId> = self.state.clients.keys().cloned().collect();
         pool.push(ClientId::new("stranger").unwrap());
@@ -236,6 +247,10 @@ impl World {
                         producer,
                         consumer: ConsumerId::new(self.fresh("k")).unwrap(),
                     });
+                }
+                // The worker takes its time: meanwhile others came, left and closed, or were answered the same.
+                if self.rng.random_ratio(1, 2) {
+                    wanted = std::mem::replace(&mut self.under_way, wanted);
                 }
                 facts.consumers = wanted.iter().map(|_| self.outcome()).collect();
                 Command::AddConsumers { wanted }
@@ -403,6 +418,78 @@ fn check_told(seed: u64, before: &RoomState, told: &[Told]) {
             }
         }
     }
+}
+
+#[test]
+fn a_client_has_no_more_than_it_may_and_more_once_it_has_less() {
+    let mut world = World::new(1);
+    let (ann, bob) = (ClientId::new("ann").unwrap(), ClientId::new("bob").unwrap());
+    let transport = |i: usize| TransportId::new(format!("t{i}")).unwrap();
+    let producer = |i: usize| ProducerId::new(format!("p{i}")).unwrap();
+    for client in [&ann, &bob] {
+        let mut facts = world.facts();
+        facts.assignment = Some(world.assignment());
+        let admit = Command::Admit {
+            client: client.clone(),
+            user: "u".into(),
+            role: "presenter".into(),
+            addr: "a".into(),
+            token: client.to_string(),
+            token_expires: world.now.plus_millis(60_000),
+            resume_key_hash: "h".into(),
+        };
+        let join = Command::Join {
+            client: client.clone(),
+            display_name: "n".into(),
+            device: json!({}),
+            rtp_capabilities: None,
+        };
+        world.done(&admit, &facts).unwrap();
+        world.done(&join, &facts).unwrap();
+    }
+    let facts = world.facts();
+    let make = |client: &ClientId, i| Command::CreateTransport {
+        client: client.clone(),
+        transport: transport(i),
+        producing: true,
+        consuming: false,
+    };
+    for i in 0..PER_CLIENT.transports {
+        world.done(&make(&ann, i), &facts).unwrap();
+    }
+    assert_eq!(
+        world.done(&make(&ann, 100), &facts),
+        Err(Refusal::TooMany("transports", PER_CLIENT.transports))
+    );
+    world.done(&make(&bob, 101), &facts).unwrap();
+    world
+        .done(&Command::CloseTransport { transport: transport(0), reason: "failed".into() }, &facts)
+        .unwrap();
+    world.done(&make(&ann, 102), &facts).unwrap();
+
+    let produce = |client: &ClientId, t, i| Command::Produce {
+        client: client.clone(),
+        producer: producer(i),
+        transport: transport(t),
+        kind: MediaKind::Video,
+        rtp_parameters: RtpParameters::default(),
+        app_data: json!({}),
+        paused: false,
+    };
+    // Over all its transports.
+    for i in 0..PER_CLIENT.producers {
+        world.done(&produce(&ann, 1 + i % 2, i), &facts).unwrap();
+    }
+    assert_eq!(
+        world.done(&produce(&ann, 3, 100), &facts),
+        Err(Refusal::TooMany("producers", PER_CLIENT.producers))
+    );
+    world.done(&produce(&bob, 101, 101), &facts).unwrap();
+    world.done(&Command::CloseProducer { client: ann.clone(), producer: producer(0) }, &facts).unwrap();
+    world.done(&produce(&ann, 3, 102), &facts).unwrap();
+    // What was decided before there were limits is decided so again.
+    let before = Facts { per_client: PerClient::none(), ..facts };
+    world.done(&produce(&ann, 3, 103), &before).unwrap();
 }
 
 #[test]

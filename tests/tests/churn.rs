@@ -362,6 +362,8 @@ fn unexplained(said: &BTreeMap<String, u64>, tally: &Tally) -> anyhow::Result<()
 
 /// A churn that did nothing proves nothing.
 fn enough(tally: &Tally, seconds: u64) -> anyhow::Result<()> {
+    let away = tally.of("turned away for a second");
+    ensure!(away <= (tally.kills() + 1) * SIGNALLERS, "{away} turned away for {} kills", tally.kills());
     for what in [
         "joined",
         "muted",
@@ -391,6 +393,17 @@ fn verified(data: &Path) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// Whether the gateway said 503 and `Retry-After` before the upgrade.
+fn turned_away(error: &anyhow::Error) -> bool {
+    match error.downcast_ref() {
+        Some(tokio_tungstenite::tungstenite::Error::Http(answer)) => {
+            println!("turned away: {:?}", answer.body().as_deref().map(String::from_utf8_lossy));
+            answer.status() == 503 && answer.headers().contains_key("retry-after")
+        }
+        _ => false,
+    }
+}
+
 /// Comes and goes, over and over; signals as a page does, and sends nothing.
 async fn signaller(world: Arc<World>, mut rng: StdRng, number: u64) -> anyhow::Result<()> {
     while !world.over() {
@@ -403,6 +416,12 @@ async fn signaller(world: Arc<World>, mut rng: StdRng, number: u64) -> anyhow::R
             Err(error) if error.to_string().contains("1005") => {
                 world.tally.did("told to try again in a moment");
                 tokio::time::sleep(Duration::from_millis(200)).await;
+                continue;
+            }
+            // Before there is a socket the same is said by HTTP, with the time to wait.
+            Err(error) if turned_away(&error) => {
+                world.tally.did("turned away for a second");
+                tokio::time::sleep(Duration::from_secs(1)).await;
                 continue;
             }
             Err(error) => return Err(error),
