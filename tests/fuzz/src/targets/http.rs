@@ -53,6 +53,11 @@ async fn one(front: &Front, keys: &Keys, room: &str, request: &[u8]) {
         .replace("$AK", ADMIN)
         .replace("$ROOM", room)
         .replace("$ID", &keys.id);
+    // Who writes a secret where everybody may read it, such as the path, may read it there again.
+    let told = head
+        .lines()
+        .filter(|line| !line.to_ascii_lowercase().starts_with("authorization:"))
+        .any(|line| line.contains(&keys.secret));
     let mut lines = head.lines();
     let Some((method, path)) = lines.next().and_then(|line| line.split_once(' ')) else { return };
     let mut builder = Request::builder().method(method).uri(path);
@@ -78,6 +83,6 @@ async fn one(front: &Front, keys: &Keys, room: &str, request: &[u8]) {
             let problem: serde_json::Value = serde_json::from_slice(&bytes).expect("a problem is JSON");
             assert_eq!(problem["status"], parts.status.as_u16());
         }
-        assert!(!text.contains(&keys.secret), "a refusal with the secret key in it");
+        assert!(told || !text.contains(&keys.secret), "a refusal with the secret key in it");
     }
 }

@@ -184,6 +184,11 @@ fn read_rtcp(data: &[u8]) {
                 rtcp::write_fir(&mut out, 1, media, 2);
                 assert_eq!(rtcp::parse(&out).collect::<Vec<_>>(), [packet]);
             }
+            Rtcp::TransportCc { body } => {
+                // A run of at most 2^13 - 1 packets in each chunk of two bytes, and a count of 16 bits over all.
+                let missing = rtcp::missing_transport_cc(body).count();
+                assert!(missing <= (body.len() / 2 * 8_191).min(65_535), "{missing} missing");
+            }
             Rtcp::Bye { .. } | Rtcp::Other => {}
         }
     }
