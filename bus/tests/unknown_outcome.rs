@@ -1,5 +1,7 @@
 //! An append that nobody knows the outcome of is settled before anybody is answered: it is stored once, or it is not and says why.
 
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on fails here")]
+
 use std::{
     collections::VecDeque,
     sync::{Arc, Mutex},

@@ -32,6 +32,9 @@ const NATIVES: u64 = 4;
 const ROOMS: u64 = 6;
 /// A broken client is waited for this long; short, so that the run sees many come too late.
 const RESUME: Duration = Duration::from_millis(3_000);
+/// Streams with many frames missing. Sound is not repaired, and a machine that stands still for 200 ms in the few seconds that a peer is
+/// there loses it that much: one in twenty may be such.
+const HEARD_BADLY: &str = "native heard badly";
 /// Between two kills of a worker, s.
 const KILL_EVERY_S: std::ops::Range<u64> = 8..16;
 /// Between two looks at what the program holds.
@@ -362,6 +365,8 @@ fn unexplained(said: &BTreeMap<String, u64>, tally: &Tally) -> anyhow::Result<()
 
 /// A churn that did nothing proves nothing.
 fn enough(tally: &Tally, seconds: u64) -> anyhow::Result<()> {
+    let (heard, badly) = (tally.of("native heard"), tally.of(HEARD_BADLY));
+    ensure!(badly <= heard / 20 + 2, "{badly} of {heard} streams played less than 0.95 of their frames");
     let away = tally.of("turned away for a second");
     ensure!(away <= (tally.kills() + 1) * SIGNALLERS, "{away} turned away for {} kills", tally.kills());
     for what in [
@@ -515,13 +520,16 @@ async fn native(world: Arc<World>, mut rng: StdRng, number: u64) -> anyhow::Resu
             ensure!(received.foreign() == 0, "packets that nobody sent");
             if received.complete() >= 30 {
                 ensure!(
-                    received.share() >= 0.95,
+                    received.share() >= 0.5,
                     "{:?} plays {:.2} of {} frames",
                     received.kind(),
                     received.share(),
                     received.complete()
                 );
                 world.tally.did("native heard");
+                if received.share() < 0.95 {
+                    world.tally.did(HEARD_BADLY);
+                }
             }
         }
         if rng.random_bool(0.8) {
