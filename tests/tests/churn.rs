@@ -353,8 +353,9 @@ fn said(log: &str) -> BTreeMap<String, u64> {
 
 fn unexplained(said: &BTreeMap<String, u64>, tally: &Tally) -> anyhow::Result<()> {
     for (line, count) in said {
-        let explained = EXPLAINED.iter().find(|e| line.contains(e.says));
-        let Some(explained) = explained else {
+        // The first words are what is said; another's may stand in the error behind them.
+        let known = EXPLAINED.iter().filter_map(|e| Some((line.find(e.says)?, e)));
+        let Some((_, explained)) = known.min_by_key(|(at, _)| *at) else {
             anyhow::bail!("nobody can explain {line:?}, said {count} times")
         };
         let at_most = (explained.at_most)(tally);

@@ -344,9 +344,12 @@ fn tokens() -> Vec<Vec<u8>> {
     };
     let said = serde_json::to_vec(&claims).expect("claims are JSON");
     let header = br#"{"alg":"EdDSA","typ":"JWT","kid":"$KID"}"#;
+    let unsigned = br#"{"alg":"none","typ":"JWT","kid":"$KID"}"#;
     vec![
         with(0, SigningKey::from_seed(&[2; 32]).sign(&claims).as_bytes()),
         [&[1, header.len() as u8], &header[..], &chunk(&said), &[7; 64]].concat(),
+        // What others have fallen for: no signature, by an algorithm of that name (RFC 7519 §6).
+        [&[1, unsigned.len() as u8], &unsigned[..], &chunk(&said)].concat(),
         [&[2, 1, 44, b'B'], &said[..]].concat(),
     ]
 }
