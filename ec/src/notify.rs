@@ -141,7 +141,13 @@ fn tell(before: &RoomState, event: &Event, version: Version, told: &mut Vec<Told
                 notify(
                     client,
                     "mediaMoved",
-                    json!({ "mediaEpoch": e.media_epoch, "reason": e.reason, "v": v }),
+                    json!({
+                        "mediaEpoch": e.media_epoch,
+                        "reason": e.reason,
+                        "ea": e.to.as_ref().map(|to| &to.ea),
+                        "worker": e.to.as_ref().map(|to| to.worker),
+                        "v": v,
+                    }),
                 );
             }
         }

@@ -53,6 +53,8 @@ export class FakeServer {
   refuseResumes = false;
   locateStatus = 200;
   demo = true;
+  /** The EC that clients are at. */
+  ec = 'ec-1';
   /** Notifications older than this many versions are "compacted". */
   keep = 1000;
   /** `(client, method) => false` swallows the answer to a request that was carried out. */
@@ -127,7 +129,12 @@ export class FakeServer {
       client.unanswered.clear();
       client.recv = undefined;
     }
-    for (const client of room.clients.values()) this.notify(client, 'mediaMoved', { mediaEpoch: room.mediaEpoch, reason: 'worker died' });
+    for (const client of room.clients.values()) this.notify(client, 'mediaMoved', { ...this.media(room), reason: 'worker-died' });
+  }
+
+  /** Where a room's media is: each epoch on another EA. */
+  media(room) {
+    return { ea: `ea-${room.mediaEpoch}`, worker: 0, mediaEpoch: room.mediaEpoch };
   }
 
   leave(client, reason = 'left') {
@@ -174,7 +181,7 @@ export class FakeServer {
     const located = /^\/v1\/rooms\/([^/]+)\/locate$/.exec(url.pathname);
     if (located) {
       if (this.locateStatus !== 200) return json(this.locateStatus, { status: this.locateStatus, title: 'not now' }, { 'retry-after': '1' });
-      return json(200, { roomId: located[1], wsUrl: this.wsUrl, epoch: 1, ec: 'ec-1' });
+      return json(200, { roomId: located[1], wsUrl: this.wsUrl, epoch: 1, ec: this.ec });
     }
     if (!this.dist) return json(404, { status: 404 });
     try {
@@ -242,7 +249,7 @@ export class FakeServer {
       const client = { id: clientId, user, room, ws, resumeKey: id('key'), displayName: undefined, producers: new Map(), consumers: new Map(), history: [], unanswered: new Map(), answers: new Map(), admittedAt: room.v };
       this.clients.set(clientId, client);
       room.clients.set(clientId, client);
-      answer({ clientId, roomId: room.id, resumeKey: client.resumeKey, locateUrl: `${this.url}/v1/rooms/${room.id}/locate`, v: room.v, media: { ea: 'ea-1', worker: 'w-1', mediaEpoch: room.mediaEpoch }, ec: 'ec-1' });
+      answer({ clientId, roomId: room.id, resumeKey: client.resumeKey, locateUrl: `${this.url}/v1/rooms/${room.id}/locate`, v: room.v, media: this.media(room), ec: this.ec });
       return client;
     }
     const client = this.clients.get(data.clientId);
@@ -251,7 +258,7 @@ export class FakeServer {
     client.ws?.close(4000, 'replaced');
     client.ws = ws;
     client.resumes = (client.resumes ?? 0) + 1;
-    const known = { clientId: client.id, roomId: client.room.id, v: client.room.v, mediaEpoch: client.room.mediaEpoch };
+    const known = { clientId: client.id, roomId: client.room.id, v: client.room.v, ec: this.ec, media: this.media(client.room), mediaEpoch: client.room.mediaEpoch };
     if (client.room.v - data.since > this.keep) answer({ ...known, state: { peers: this.#peers(client) } });
     else answer({ ...known, events: client.history.filter((event) => event.data.v > data.since) });
     this.resumed(client);

@@ -25,7 +25,7 @@ export async function serve(t) {
 export async function join(t, server, name, { room = 'test', publish = true, overrides } = {}) {
   const seen = [];
   const client = new RoomClient({ admit: async () => server.admit(room, name), displayName: name, env: env(overrides), makeDevice });
-  for (const event of ['status', 'peerJoined', 'peerLeft', 'remoteAdded', 'remoteRemoved', 'remoteChanged', 'moving', 'reset', 'closed', 'publishFailed']) {
+  for (const event of ['status', 'peerJoined', 'peerLeft', 'remoteAdded', 'remoteRemoved', 'remoteChanged', 'moving', 'reset', 'closed', 'publishFailed', 'placed']) {
     client.on(event, (...args) => seen.push([event, ...args]));
   }
   t.after(() => client.leave());

@@ -95,3 +95,20 @@ test('a source that the server forbids is reported and does not end the call', a
   await until('reported', () => viewer.named('publishFailed').length === 2);
   assert.equal(viewer.client.status, 'joined');
 });
+
+test('the client knows which nodes serve it, over a move and another EC', async (t) => {
+  const { server, ann } = await call(t);
+  assert.deepEqual(ann.client.placement, { ec: 'ec-1', ea: 'ea-1', worker: 0, mediaEpoch: 1 });
+  server.moveMedia(server.room('test'));
+  assert.deepEqual(await told(ann, 2), { ec: 'ec-1', ea: 'ea-2', worker: 0, mediaEpoch: 2 });
+  server.notify(server.client('Ann'), 'mediaMoved', { mediaEpoch: 1, ea: 'ea-1', worker: 0, reason: 'late' });
+  server.ec = 'ec-2';
+  server.cut(server.client('Ann'));
+  assert.deepEqual(await told(ann, 3), { ec: 'ec-2', ea: 'ea-2', worker: 0, mediaEpoch: 2 });
+});
+
+const told = async (one, times) => {
+  await until('told', () => one.named('placed').length >= times);
+  assert.deepEqual(one.named('placed').at(-1)[1], one.client.placement);
+  return one.client.placement;
+};

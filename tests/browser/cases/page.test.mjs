@@ -126,3 +126,14 @@ test('every control has a name for those who cannot see it', async () => {
   assert.deepEqual(nameless, []);
   await page.context().close();
 });
+
+test('the page says which nodes serve it, and says it anew after a move', async () => {
+  const page = await enter('nodes', 'Ann');
+  const line = page.locator('.call-header .served');
+  assert.equal(await line.innerText(), 'EC ec-1 · EA ea-1 · worker 0');
+  server.moveMedia(server.room('nodes'));
+  await line.filter({ hasText: 'EC ec-1 · EA ea-2 · worker 0' }).waitFor();
+  await page.click('button[aria-label="Devices"]');
+  assert.deepEqual(await page.locator('.served-details dd').allInnerTexts(), ['ec-1', 'ea-2', '0', '2']);
+  await page.context().close();
+});

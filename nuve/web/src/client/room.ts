@@ -15,9 +15,11 @@ import {
   type Admission,
   type DeviceInfo,
   ErrorCode,
+  type MediaPlace,
   type NewConsumer,
   type Opened,
   type PeerInfo,
+  type Placement,
   RequestError,
   type Resumed,
   type RoomState,
@@ -78,6 +80,8 @@ export type RoomEvents = {
   activeSpeaker: [peerId: string | null, volume: number | undefined];
   /** The room's media moves to another worker (true), or has arrived (false). */
   moving: [moving: boolean];
+  /** Which nodes serve us: on entering, and whenever that changes. */
+  placed: [placement: Placement];
   /** One of our own tracks is not being sent. */
   publishFailed: [source: Source, error: Error];
   connection: [direction: 'send' | 'recv', state: string];
@@ -96,6 +100,7 @@ export class RoomClient extends Emitter<RoomEvents> {
   #status: RoomStatus = 'idle';
   #admission: Admission | undefined;
   #opened: Opened | undefined;
+  #placement: Placement | undefined;
   #session: Session | undefined;
   #peer: Peer | undefined;
   #plane: MediaPlane | undefined;
@@ -136,9 +141,9 @@ export class RoomClient extends Emitter<RoomEvents> {
     return this.#mediaEpoch;
   }
 
-  /** What the server said about where we are (EC, EA, worker), for diagnostics. */
-  get placement(): Opened | undefined {
-    return this.#opened;
+  /** Which nodes serve us, as far as the server has said; undefined before it let us in. */
+  get placement(): Placement | undefined {
+    return this.#placement;
   }
 
   get session(): Session | undefined {
@@ -260,6 +265,7 @@ export class RoomClient extends Emitter<RoomEvents> {
       this.#opened = await session.open();
       const epoch = this.#opened.media?.mediaEpoch ?? 0;
       this.#mediaEpoch = epoch;
+      this.#place(this.#opened.ec, this.#opened.media);
       const plane = await this.#buildPlane();
       const { peers } = (await this.#request('join', {
         displayName: this.#displayName,
@@ -308,6 +314,7 @@ export class RoomClient extends Emitter<RoomEvents> {
   }
 
   #onResumed(answer: Resumed): void {
+    this.#place(answer.ec, answer.media);
     if (answer.state) this.#adoptState(answer.state);
     if ((answer.mediaEpoch ?? 0) > this.#mediaEpoch) this.#onMediaMoved(answer.mediaEpoch ?? 0);
     if (this.#status === 'reconnecting') this.#setStatus('joined');
@@ -341,6 +348,7 @@ export class RoomClient extends Emitter<RoomEvents> {
 
   #forgetEverybody(): void {
     this.#dropPlane('closed');
+    this.#placement = undefined;
     this.peers.clear();
     this.emit('reset');
   }
@@ -526,6 +534,7 @@ export class RoomClient extends Emitter<RoomEvents> {
       case 'activeSpeaker':
         return this.emit('activeSpeaker', (data['peerId'] as string | null) ?? null, data['volume'] as number | undefined);
       case 'mediaMoved':
+        this.#place(this.#placement?.ec, data as MediaPlace);
         return this.#onMediaMoved(Number(data['mediaEpoch'] ?? this.#mediaEpoch + 1));
       case 'roomMoved':
         return void this.#session?.follow(data['locateUrl'] as string | undefined);
@@ -533,6 +542,19 @@ export class RoomClient extends Emitter<RoomEvents> {
         this.emit('suspended');
         return void this.#session?.follow();
     }
+  }
+
+  /** An answer that is older than what we know of the media changes the EC only. */
+  #place(ec: string | undefined, media: MediaPlace | undefined): void {
+    const known = this.#placement;
+    const epoch = media?.mediaEpoch ?? this.#mediaEpoch;
+    const newer = known === undefined || epoch >= known.mediaEpoch;
+    const next: Placement = newer
+      ? { ec, ea: media?.ea ?? undefined, worker: media?.worker ?? undefined, mediaEpoch: epoch }
+      : { ...known, ec };
+    if (known && (['ec', 'ea', 'worker', 'mediaEpoch'] as const).every((key) => known[key] === next[key])) return;
+    this.#placement = next;
+    this.emit('placed', next);
   }
 
   #addPeer(info: PeerInfo): void {

@@ -29,8 +29,27 @@ export interface Opened {
   locateUrl?: string;
   /** Room version at that moment. */
   v?: number;
-  media?: { ea?: string; worker?: string; mediaEpoch?: number };
+  media?: MediaPlace;
   ec?: string;
+}
+
+/** Where a room's media is, as the EC says it. */
+export interface MediaPlace {
+  ea?: string | null;
+  /** Number of the worker on its EA. */
+  worker?: number | null;
+  mediaEpoch?: number;
+}
+
+/** The nodes that serve a client, by the ids that the log has for them. */
+export interface Placement {
+  /** Where its signalling goes. */
+  ec: string | undefined;
+  /** Where its media goes; undefined while the room is without a worker. */
+  ea: string | undefined;
+  worker: number | undefined;
+  /** Goes up by one with each move of the media. */
+  mediaEpoch: number;
 }
 
 export interface PeerInfo {
@@ -66,6 +85,8 @@ export interface Resumed {
   events?: MissedEvent[];
   state?: RoomState;
   mediaEpoch?: number;
+  media?: MediaPlace;
+  ec?: string;
 }
 
 export interface NewConsumer {

@@ -8,6 +8,7 @@ import { LayerChooser } from './layers.js';
 import { brandMark, deviceSwitch } from './lobby.js';
 import type { LocalMedia } from './local.js';
 import { inviteLink } from './prefs.js';
+import { Served } from './served.js';
 import { deviceFields, settingsDialog } from './settings.js';
 import { Sound } from './sound.js';
 import { Stage } from './stage.js';
@@ -51,7 +52,8 @@ export function call({ client, local, room, video, simulcast, onClosed }: CallOp
   const mic = deviceSwitch(local, 'mic', (on) => void local.switch('mic', on));
   const camera = deviceSwitch(local, 'camera', (on) => void local.switch('camera', on));
   const fields = deviceFields(local, (deviceId) => sound.setSpeaker(deviceId));
-  const dialog = settingsDialog(fields);
+  const served = new Served();
+  const dialog = settingsDialog(fields, served.details);
   const share = h('button', { class: 'round share', type: 'button', 'aria-pressed': 'false', onclick: () => void toggleScreen() }, icon('screen'));
   share.hidden = !canShareScreen();
   const settings = h('button', { class: 'round', type: 'button', 'aria-label': 'Devices', title: 'Devices', onclick: () => (void fields.refresh(), dialog.showModal()) }, icon('settings'));
@@ -62,7 +64,7 @@ export function call({ client, local, room, video, simulcast, onClosed }: CallOp
   const element = h(
     'main',
     { class: 'call' },
-    h('header', { class: 'call-header' }, brandMark(), h('h1', { class: 'room-name', title: room }, room), h('span', { class: 'people' }, icon('people'), count), invite),
+    h('header', { class: 'call-header' }, brandMark(), h('div', { class: 'room-title' }, h('h1', { class: 'room-name', title: room }, room), served.line), h('span', { class: 'people' }, icon('people'), count), invite),
     h('div', { class: 'call-middle' }, stage.element, alone, banner, toasts),
     h('footer', { class: 'controls', role: 'toolbar', 'aria-label': 'Call controls' }, mic.button, camera.button, share, settings, leave),
     dialog,
@@ -239,6 +241,7 @@ export function call({ client, local, room, video, simulcast, onClosed }: CallOp
         }
       }, 8_000);
     }),
+    client.on('placed', (placement) => served.show(placement)),
     client.on('activeSpeaker', (peerId) => {
       for (const [id, tile] of people) tile.setSpeaking(id === peerId);
       self.setSpeaking(peerId !== null && peerId === client.clientId);

@@ -60,7 +60,7 @@ export function deviceFields(local: LocalMedia, onSpeaker: (deviceId: string) =>
   };
 }
 
-export function settingsDialog(fields: DeviceFields): HTMLDialogElement {
+export function settingsDialog(fields: DeviceFields, more: HTMLElement): HTMLDialogElement {
   const dialog = h('dialog', { class: 'dialog', 'aria-labelledby': 'settings-title' });
   dialog.append(
     h(
@@ -68,6 +68,7 @@ export function settingsDialog(fields: DeviceFields): HTMLDialogElement {
       { method: 'dialog' },
       h('header', {}, h('h2', { id: 'settings-title' }, 'Devices'), h('button', { class: 'icon-button', 'aria-label': 'Close' }, icon('close'))),
       fields.element,
+      more,
       h('footer', {}, h('button', { class: 'primary' }, 'Done')),
     ),
   );
