@@ -41,15 +41,13 @@ pub struct Incoming<'a> {
     /// Unrolled sequence number.
     pub place: u64,
     /// The packet; payload and header.
-    pub packet: Rc<Stored>,
+    pub packet: &'a Rc<Stored>,
     /// The router's payload type.
     pub payload_type: u8,
     /// Whether a decoder can begin with it.
     pub key_frame: bool,
-    /// Whether it was missing before: its consumers have asked for it too, and ask again only after 100 ms.
-    pub repair: bool,
     /// Its VP8 descriptor.
-    pub vp8: Option<Vp8>,
+    pub vp8: &'a Option<Vp8>,
     /// All streams of the producer.
     pub streams: &'a [RecvStream],
 }
@@ -379,7 +377,7 @@ impl Consumer {
         (time.as_secs_f64() * f64::from(self.clock_rate)) as u64 as u32
     }
 
-    /// Writes a packet as the client gets it, before encryption; with `rtx` as a retransmission of it.
+    /// Appends a packet as the client gets it, before encryption; with `rtx` as a retransmission of it.
     pub fn write(&mut self, packet: &Stored, how: &Outgoing, stamps: &Stamps, rtx: bool, out: &mut Vec<u8>) {
         let mut header = NewHeader {
             marker: how.marker,
@@ -392,7 +390,6 @@ impl Consumer {
             header = NewHeader { payload_type, ssrc, sequence: self.rtx_sequence, ..header };
             self.rtx_sequence = self.rtx_sequence.wrapping_add(1);
         }
-        out.clear();
         let mut writer = HeaderWriter::new(out, &header);
         writer.extension(self.own.mid, &self.mid);
         writer.extension(self.own.transport_cc, &stamps.transport_cc.to_be_bytes());

@@ -8,7 +8,6 @@ use std::{
     time::{Duration, Instant},
 };
 
-use bytes::BytesMut;
 use roomlog_bus::ortc::MediaKind;
 
 use crate::{consumer::Outgoing, rtp::RtpHeader};
@@ -44,7 +43,7 @@ struct Resends {
 #[derive(Debug)]
 pub struct Stored {
     /// The whole packet.
-    pub bytes: BytesMut,
+    pub bytes: Vec<u8>,
     /// Where its parts lie.
     pub header: RtpHeader,
 }
@@ -164,7 +163,7 @@ mod tests {
         let mut bytes = Vec::new();
         HeaderWriter::new(&mut bytes, &header).finish();
         let header = RtpHeader::parse(&bytes).unwrap();
-        let packet = Rc::new(Stored { bytes: BytesMut::from(&bytes[..]), header });
+        let packet = Rc::new(Stored { bytes, header });
         let how =
             Outgoing { marker: false, payload_type: 96, sequence, timestamp: 5, vp8: Default::default() };
         history.push(sequence, || Sent::new(now, packet, how, Some(sequence)), &sequence.to_be_bytes());

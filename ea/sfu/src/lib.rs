@@ -7,6 +7,7 @@
 //!  └─ worker ─────────── no IO: datagrams, requests and time in, datagrams and notifications out
 //!      ├─ commands       what an EA asks
 //!      ├─ receive        what clients send
+//!      ├─ forward        to whom it goes
 //!      ├─ tick           what happens by the clock
 //!      └─ transport ─┬─ stun, dtls, srtp
 //!                    ├─ producer ─ stream ─ nack
@@ -21,11 +22,13 @@ mod commands;
 mod consumer;
 pub mod control;
 pub mod dtls;
+mod forward;
 mod gcm;
 mod history;
 mod nack;
 mod net;
 pub mod ortc;
+mod pool;
 mod producer;
 mod receive;
 mod rewrite;

@@ -1,7 +1,6 @@
 //! The UDP socket: many datagrams a system call where the kernel can (GRO in, GSO out).
 
 use std::{
-    collections::HashMap,
     io::{self, IoSliceMut},
     net::SocketAddr,
     time::{Duration, Instant, SystemTime},
@@ -49,7 +48,11 @@ pub struct Net {
     state: UdpSocketState,
     receive: Vec<u8>,
     stride: usize,
-    send: Vec<u8>,
+    /// Of the batch that was received: what lies in each stride, how many do, and how far [`Net::next`] has come, in strides and bytes.
+    metas: [RecvMeta; BATCH_SIZE],
+    count: usize,
+    at: (usize, usize),
+    clock: Clock,
     /// Datagrams sent.
     pub packets_out: u64,
     /// Bytes sent.
@@ -71,9 +74,12 @@ impl Net {
         Ok(Self {
             receive: vec![0; stride * BATCH_SIZE],
             stride,
+            metas: [RecvMeta::default(); BATCH_SIZE],
+            count: 0,
+            at: (0, 0),
+            clock: Clock::read(),
             socket,
             state,
-            send: Vec::with_capacity(MAX_GSO_BYTES),
             packets_out: 0,
             bytes_out: 0,
             dropped: 0,
@@ -90,25 +96,18 @@ impl Net {
         self.socket.local_addr()
     }
 
-    /// Receives one batch, each datagram with the time it came; false when nothing was there.
-    pub fn receive(&mut self, mut each: impl FnMut(Instant, SocketAddr, &[u8])) -> bool {
-        let mut metas = [RecvMeta::default(); BATCH_SIZE];
+    /// Receives one batch, which [`Net::next`] then gives; false when nothing was there.
+    pub fn receive(&mut self) -> bool {
         let mut chunks = self.receive.chunks_exact_mut(self.stride);
         let mut slices: [IoSliceMut<'_>; BATCH_SIZE] = std::array::from_fn(|_| {
             IoSliceMut::new(chunks.next().expect("BATCH_SIZE chunks were allocated"))
         });
-        let (socket, state) = (&self.socket, &self.state);
-        let outcome = socket.try_io(|| state.recv(socket.into(), &mut slices, &mut metas));
+        let (socket, state, metas) = (&self.socket, &self.state, &mut self.metas);
+        let outcome = socket.try_io(|| state.recv(socket.into(), &mut slices, metas));
+        (self.count, self.at, self.clock) = (0, (0, 0), Clock::read());
         match outcome {
             Ok(count) => {
-                let clock = Clock::read();
-                for (meta, slice) in metas.iter().zip(&slices).take(count) {
-                    let at = clock.instant_of(meta.timestamp);
-                    // A zero stride would make no progress; it only comes with an empty datagram.
-                    for datagram in slice[..meta.len].chunks(meta.stride.max(1)) {
-                        each(at, meta.addr, datagram);
-                    }
-                }
+                self.count = count;
                 true
             }
             // Errors besides "nothing there" are ICMP answers to earlier sends; there may be datagrams behind them.
@@ -116,54 +115,31 @@ impl Net {
         }
     }
 
-    /// Sends what is in the outbox: per destination in order, runs of equal size in one call.
+    /// The next datagram of the batch, and when it came.
+    pub fn next(&mut self) -> Option<(Instant, SocketAddr, &[u8])> {
+        while self.metas[..self.count].get(self.at.0)?.len == 0 {
+            // An empty datagram says nothing.
+            self.at.0 += 1;
+        }
+        let (index, start) = self.at;
+        let meta = &self.metas[index];
+        let end = (start + meta.stride.max(1)).min(meta.len);
+        self.at = if end < meta.len { (index, end) } else { (index + 1, 0) };
+        let chunk = self.stride * index;
+        Some((self.clock.instant_of(meta.timestamp), meta.addr, &self.receive[chunk + start..chunk + end]))
+    }
+
+    /// Sends what is in the outbox, each run of equal size to one destination by one call.
     pub fn send(&mut self, outbox: &mut Outbox) {
-        if outbox.len() == 1 {
-            if let Some((to, datagram)) = outbox.iter().next() {
-                self.packets_out += 1;
-                self.bytes_out += datagram.len() as u64;
-                let outcome = transmit(&self.socket, &self.state, to, datagram, None);
-                self.dropped += u64::from(outcome.is_err());
-            }
-            outbox.clear();
-            return;
-        }
-        let mut by_destination: HashMap<SocketAddr, Vec<&[u8]>> = HashMap::new();
-        for (to, datagram) in outbox.iter() {
-            by_destination.entry(to).or_default().push(datagram);
-        }
         let segments = self.state.max_gso_segments().max(1);
-        for (to, datagrams) in by_destination {
-            let mut rest = &datagrams[..];
-            while let Some(first) = rest.first() {
-                let size = first.len();
-                // The last of a run may be shorter (udp(7), UDP_SEGMENT).
-                let mut count = rest
-                    .iter()
-                    .take(segments.min(MAX_GSO_BYTES / size.max(1)).max(1))
-                    .take_while(|d| d.len() == size)
-                    .count();
-                if count < segments
-                    && rest.get(count).is_some_and(|d| d.len() < size)
-                    && (count + 1) * size <= MAX_GSO_BYTES
-                {
-                    count += 1;
-                }
-                let (run, after) = rest.split_at(count.max(1));
-                rest = after;
-                let outcome = if let [single] = run {
-                    transmit(&self.socket, &self.state, to, single, None)
-                } else {
-                    self.send.clear();
-                    run.iter().for_each(|d| self.send.extend_from_slice(d));
-                    transmit(&self.socket, &self.state, to, &self.send, Some(size))
-                };
-                self.packets_out += run.len() as u64;
-                self.bytes_out += run.iter().map(|d| d.len() as u64).sum::<u64>();
-                if outcome.is_err() {
-                    self.dropped += run.len() as u64;
-                }
+        for (to, bytes, size) in outbox.runs(segments, MAX_GSO_BYTES) {
+            let count = bytes.len().div_ceil(size.max(1)).max(1) as u64;
+            let segment = (bytes.len() > size).then_some(size);
+            if transmit(&self.socket, &self.state, to, bytes, segment).is_err() {
+                self.dropped += count;
             }
+            self.packets_out += count;
+            self.bytes_out += bytes.len() as u64;
         }
         outbox.clear();
     }
@@ -194,11 +170,16 @@ mod tests {
         let sizes: Vec<usize> =
             [1200, 1200, 1200, 700, 1200, 50, 60, 60, 1300, 1300, 1].into_iter().chain([100; 150]).collect();
         let mut outbox = Outbox::default();
-        for (index, &size) in sizes.iter().enumerate() {
-            for (number, peer) in peers.iter().enumerate() {
+        for (number, peer) in peers.iter().enumerate() {
+            for (index, &size) in sizes.iter().enumerate() {
                 outbox.push(peer.local_addr().unwrap(), &vec![(index + number) as u8; size]);
             }
         }
+        // And an empty one, which may be sent and is no end of anything.
+        outbox.push(peers[1].local_addr().unwrap(), &[]);
+        let calls = outbox.runs(64, MAX_GSO_BYTES).count();
+        // 1200 ×3 and 700; 1200 and 50; 60 ×2; 1300 ×2 and 1; 100 ×64, ×64 and ×22; for each of two, and the empty one.
+        assert_eq!(calls, 2 * 7 + 1);
         net.send(&mut outbox);
         assert!(outbox.is_empty());
         for (number, peer) in peers.iter().enumerate() {
@@ -210,7 +191,7 @@ mod tests {
                 assert_eq!(buffer[..count], vec![(index + number) as u8; size], "datagram {index}");
             }
         }
-        assert_eq!((net.packets_out, net.dropped), (2 * sizes.len() as u64, 0));
+        assert_eq!((net.packets_out, net.dropped), (2 * sizes.len() as u64 + 1, 0));
     }
 
     #[test]
@@ -225,7 +206,9 @@ mod tests {
             std::thread::sleep(Duration::from_millis(30));
         }
         let mut came = Vec::new();
-        while came.len() < 3 && net.receive(|at, _, _| came.push(at)) {}
+        while came.len() < 3 && net.receive() {
+            came.extend(std::iter::from_fn(|| net.next().map(|(at, ..)| at)));
+        }
         for (sent, came) in sent.iter().zip(&came) {
             assert!(
                 came.saturating_duration_since(*sent) < Duration::from_millis(15),
@@ -254,11 +237,12 @@ mod tests {
         let mut seen = Vec::new();
         let from = peer.local_addr().unwrap();
         while seen.len() < 100 {
-            let more = net.receive(|at, source, bytes| {
+            let more = net.receive();
+            while let Some((at, source, bytes)) = net.next() {
                 assert_eq!(source, from);
                 assert!(at <= Instant::now());
                 seen.push((bytes[0], bytes.len()));
-            });
+            }
             assert!(more || seen.len() == 100, "{} came", seen.len());
         }
         assert_eq!(seen, (0..100).map(|i| (i, 100 + usize::from(i % 3))).collect::<Vec<_>>());

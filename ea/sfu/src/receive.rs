@@ -1,15 +1,13 @@
 //! What comes in from clients: RTP that is forwarded, and RTCP that is obeyed.
 
-use std::{
-    rc::Rc,
-    time::{Duration, Instant},
-};
+use std::time::{Duration, Instant};
 
 use crate::{
     arena::Key,
     codec::{Codec, Vp8},
-    consumer::{Consumer, Incoming},
-    history::{Again, DEFAULT_RESEND, Stored},
+    consumer::Consumer,
+    forward::Pending,
+    history::DEFAULT_RESEND,
     nack::MAX_MISSING,
     producer::{PayloadType, Producer},
     rtcp::{self, ReportBlock, Rtcp},
@@ -29,24 +27,32 @@ impl Worker {
             transport.counters.invalid += 1;
             return;
         };
-        let Ok(plain) = srtp.unprotect_rtp(bytes, &encrypted) else {
+        let mut plain = std::mem::take(&mut self.plain);
+        if srtp.unprotect_rtp_into(bytes, &encrypted, &mut plain).is_ok() {
+            self.on_plain_rtp(now, at, key, &plain);
+        } else {
             transport.counters.invalid += 1;
-            return;
-        };
-        let Some(mut header) = RtpHeader::parse(&plain).filter(|_| !plain.is_empty()) else { return };
-        if !header.strip_padding(&plain) {
+        }
+        self.plain = plain;
+    }
+
+    /// The same, decrypted.
+    fn on_plain_rtp(&mut self, now: Instant, at: Instant, key: Key<Transport>, plain: &[u8]) {
+        let Some(transport) = self.transports.get_mut(key) else { return };
+        let Some(mut header) = RtpHeader::parse(plain).filter(|_| !plain.is_empty()) else { return };
+        if !header.strip_padding(plain) {
             transport.counters.invalid += 1;
             return;
         }
         transport.last_rtp = Some(now);
         transport.counters.rtp_bytes_received += plain.len() as u64;
         // Every packet counts for congestion control, also one that goes nowhere.
-        if let Some(&[high, low]) = header.extension(&plain, transport.extensions.transport_cc) {
+        if let Some(&[high, low]) = header.extension(plain, transport.extensions.transport_cc) {
             transport.twcc.arrived(at, u16::from_be_bytes([high, low]));
         }
         let route = match transport.routes.get(&header.ssrc) {
             Some(route) => *route,
-            None => match self.learn(key, &header, &plain) {
+            None => match self.learn(key, &header, plain) {
                 Some(route) => route,
                 None => {
                     if let Some(transport) = self.transports.get_mut(key) {
@@ -56,6 +62,10 @@ impl Worker {
                 }
             },
         };
+        // Consumers choose among the layers that have come: each packet meets those that came before it.
+        if self.pending.iter().any(|p| p.route.producer == route.producer && p.route.stream != route.stream) {
+            self.flush();
+        }
         let Some(producer) = self.producers.get_mut(route.producer) else { return };
         let mut payload_type = producer.payload_type(header.payload_type);
         let rtx = match payload_type {
@@ -82,7 +92,7 @@ impl Worker {
         }
         if arrived.forward && !producer.paused {
             if producer.kind == MediaKind::Audio
-                && let Some(&[level, ..]) = header.extension(&plain, producer.extensions.audio_level)
+                && let Some(&[level, ..]) = header.extension(plain, producer.extensions.audio_level)
             {
                 // RFC 6464 §3: -dBov in the low 7 bits. About ten packets, 200 ms, to follow a change.
                 producer.audio_level += (f32::from(level & 0x7f) - producer.audio_level) * 0.1;
@@ -91,70 +101,26 @@ impl Worker {
             if key_frame && producer.kind == MediaKind::Video {
                 producer.streams[route.stream].key_frame_arrived();
             }
-            let packet = Rc::new(Stored { bytes: plain, header });
+            let stream = &mut producer.streams[route.stream];
+            let packet = stream.pool.store(plain, header);
             let vp8 = (codec == Codec::Vp8).then(|| Vp8::parse(packet.payload())).flatten();
             let recent = Recent { place: arrived.place, packet, payload_type: mapped, vp8 };
-            self.forward(now, route, recent, key_frame, arrived.repair);
+            // What came before the beginning of its key frame, because that was lost and is repaired now.
+            let behind = if key_frame { stream.kept_behind(arrived.place) } else { Vec::new() };
+            stream.keep(|| recent.clone());
+            let number = self.pending.len();
+            self.pending.push(Pending {
+                now,
+                number,
+                route,
+                recent,
+                key_frame,
+                repair: arrived.repair,
+                behind,
+            });
         }
         self.ask_for_missing(now, route.producer, route.stream);
         self.ask_for_key_frames(now, route.producer);
-    }
-
-    fn forward(&mut self, now: Instant, route: Route, recent: Recent, key_frame: bool, repair: bool) {
-        let Some(stream) = self.producers.get_mut(route.producer).map(|p| &mut p.streams[route.stream])
-        else {
-            return;
-        };
-        // What came before the beginning of its key frame, because that was lost and is repaired now.
-        let behind = if key_frame { stream.kept_behind(recent.place) } else { Vec::new() };
-        stream.keep(|| recent.clone());
-        let Some(producer) = self.producers.get(route.producer) else { return };
-        let incoming = |recent: Recent, key_frame, repair| Incoming {
-            now,
-            stream: route.stream,
-            place: recent.place,
-            packet: recent.packet,
-            payload_type: recent.payload_type,
-            key_frame,
-            repair,
-            vp8: recent.vp8,
-            streams: &producer.streams,
-        };
-        let first = incoming(recent, key_frame, repair);
-        let behind: Vec<Incoming<'_>> =
-            behind.into_iter().map(|recent| incoming(recent, false, false)).collect();
-        let mut lossy = Vec::new();
-        for &key in &producer.consumers {
-            let Some(consumer) = self.consumers.get_mut(key) else { continue };
-            let Some(transport) = self.transports.get_mut(consumer.transport).filter(|t| t.can_send()) else {
-                continue;
-            };
-            if consumer.target.is_none() {
-                // Whatever comes first will do until the next tick has seen which layers there are.
-                consumer.choose_stream(now, first.streams);
-            }
-            let behind = if consumer.awaits_key_frame(route.stream) { &behind[..] } else { &[] };
-            let since_epoch = now.saturating_duration_since(self.epoch);
-            for incoming in std::iter::once(&first).chain(behind) {
-                let Some(how) = consumer.plan(incoming) else { continue };
-                let stamps = transport.stamps(since_epoch, consumer.uses_transport_cc());
-                consumer.write(&incoming.packet, &how, &stamps, false, &mut self.scratch);
-                let Some(protected) = transport.send_rtp(now, &self.scratch, &mut self.outbox) else {
-                    continue;
-                };
-                let number = consumer.uses_transport_cc().then_some(stamps.transport_cc);
-                consumer.sent(now, &incoming.packet, &how, number, self.scratch.len(), protected);
-                if let (Some(number), true) = (number, consumer.rtx.is_some()) {
-                    transport.stamped(number, key, how.sequence);
-                }
-                if incoming.repair && consumer.is_lossy() && consumer.rtx.is_some() {
-                    lossy.push((key, how.sequence));
-                }
-            }
-        }
-        for (consumer, sequence) in lossy {
-            self.resend(now, consumer, sequence, Duration::ZERO, 2);
-        }
     }
 
     /// Finds the stream of an SSRC that was not signalled, by MID and RID, or by payload type where that is enough (RFC 8843 §9.2).
@@ -290,37 +256,6 @@ impl Worker {
             if self.consumers.get(of).is_some_and(|c| c.history.is_missed(sequence, number)) {
                 self.resend(now, of, sequence, Duration::ZERO, 1);
             }
-        }
-    }
-
-    /// Sends a packet of a consumer again, unless that was done less than `pause` ago or too often.
-    fn resend(&mut self, now: Instant, of: Key<Consumer>, sequence: u16, pause: Duration, copies: usize) {
-        let Some(consumer) = self.consumers.get_mut(of) else { return };
-        let Some(transport) = self.transports.get_mut(consumer.transport).filter(|t| t.can_send()) else {
-            return;
-        };
-        let since_epoch = now.saturating_duration_since(self.epoch);
-        match consumer.history.again(now, sequence, pause) {
-            Some(Again::Rtx(sent)) => {
-                consumer.retransmitted += 1;
-                for _ in 0..copies {
-                    let transport_cc = consumer.uses_transport_cc();
-                    let stamps = transport.stamps(since_epoch, transport_cc);
-                    consumer.write(&sent.packet, &sent.how, &stamps, true, &mut self.scratch);
-                    if transport.send_rtp(now, &self.scratch, &mut self.outbox).is_some() {
-                        transport.counters.rtx_bytes_sent += self.scratch.len() as u64;
-                    }
-                    if transport_cc {
-                        consumer.history.went_again(sequence, Some(stamps.transport_cc));
-                        transport.stamped(stamps.transport_cc, of, sequence);
-                    }
-                }
-            }
-            Some(Again::Identical(bytes)) => {
-                consumer.retransmitted += 1;
-                transport.send_again(now, &bytes, &mut self.outbox);
-            }
-            None => {}
         }
     }
 

@@ -101,11 +101,24 @@ impl Srtp {
     }
 
     /// Decrypts an RTP packet with this header.
-    pub fn unprotect_rtp(&mut self, packet: &[u8], header: &RtpHeader) -> Result<BytesMut, SrtpError> {
+    pub fn unprotect_rtp(&mut self, packet: &[u8], header: &RtpHeader) -> Result<Vec<u8>, SrtpError> {
+        let mut plain = Vec::new();
+        self.unprotect_rtp_into(packet, header, &mut plain)?;
+        Ok(plain)
+    }
+
+    /// Decrypts an RTP packet with this header; what `plain` held is lost.
+    pub fn unprotect_rtp_into(
+        &mut self,
+        packet: &[u8],
+        header: &RtpHeader,
+        plain: &mut Vec<u8>,
+    ) -> Result<(), SrtpError> {
+        plain.clear();
         if let Some((_, gcm)) = &mut self.gcm {
-            let mut packet = BytesMut::from(packet);
-            return match gcm.open(&mut packet, header.payload.start) {
-                true => Ok(packet),
+            plain.extend_from_slice(packet);
+            return match gcm.open(plain, header.payload.start) {
+                true => Ok(()),
                 false => Err(SrtpError("not authentic, or replayed".into())),
             };
         }
@@ -116,7 +129,9 @@ impl Srtp {
             }
             self.sources.insert(ssrc);
         }
-        self.receive.decrypt_rtp(packet).map_err(|e| SrtpError(e.to_string()))
+        let opened = self.receive.decrypt_rtp(packet).map_err(|e| SrtpError(e.to_string()))?;
+        plain.extend_from_slice(&opened);
+        Ok(())
     }
 
     /// Decrypts a compound RTCP packet.

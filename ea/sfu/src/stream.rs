@@ -10,6 +10,7 @@ use crate::{
     codec::Vp8,
     history::Stored,
     nack::{Arrival, NackList},
+    pool::PacketPool,
     rtcp::ReportBlock,
     rtp::Unroller,
 };
@@ -153,6 +154,8 @@ pub struct RecvStream {
     pub last_packet: Option<Instant>,
     key: KeyFrames,
     recent: VecDeque<Recent>,
+    /// Memory of its packets.
+    pub pool: PacketPool,
     /// From the last sender report.
     pub clock: Option<SenderClock>,
     last_sr: Option<(u32, Instant)>,
@@ -192,6 +195,7 @@ impl RecvStream {
             last_packet: None,
             key: KeyFrames::default(),
             recent: VecDeque::new(),
+            pool: PacketPool::default(),
             clock: None,
             last_sr: None,
             expected_prior: 0,

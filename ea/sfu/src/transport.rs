@@ -75,6 +75,30 @@ impl Outbox {
         }
     }
 
+    /// The datagrams in runs that can go out by one call: to one destination, of one size but for the last, which may be shorter (udp(7),
+    /// UDP_SEGMENT), at most `segments` and `bytes` in all. Each with the size of its datagrams.
+    pub fn runs(&self, segments: usize, bytes: usize) -> impl Iterator<Item = (SocketAddr, &[u8], usize)> {
+        let mut rest = &self.items[..];
+        std::iter::from_fn(move || {
+            let ((to, first), mut after) = rest.split_first()?;
+            let (size, mut end, mut count) = (first.len(), first.end, 1);
+            while let Some(((next, range), behind)) = after.split_first()
+                && next == to
+                && range.start == end
+                && (1..=size).contains(&range.len())
+                && count < segments
+                && range.end - first.start <= bytes
+            {
+                (end, count, after) = (range.end, count + 1, behind);
+                if range.len() < size {
+                    break;
+                }
+            }
+            rest = after;
+            Some((*to, &self.bytes[first.start..end], size))
+        })
+    }
+
     /// The datagrams.
     pub fn iter(&self) -> impl Iterator<Item = (SocketAddr, &[u8])> {
         self.items.iter().map(|(to, range)| (*to, &self.bytes[range.clone()]))
@@ -315,10 +339,18 @@ impl Transport {
 
     /// Encrypts and sends an RTP packet: the only place that does. A sequence number that was used on its SSRC is refused, since with
     /// GCM a second packet under one nonce gives the key away (RFC 7714 §8.4).
-    pub fn send_rtp<'a>(&mut self, now: Instant, packet: &[u8], out: &'a mut Outbox) -> Option<&'a [u8]> {
+    /// Gives what was sent, and how long it was before.
+    pub fn send_rtp<'a>(
+        &mut self,
+        now: Instant,
+        out: &'a mut Outbox,
+        write: impl FnOnce(&mut Vec<u8>),
+    ) -> Option<(&'a [u8], usize)> {
         let (srtp, to) = (self.srtp.as_mut()?, self.ice.selected?);
+        let mut plain = 0;
         let protected = out.push_with(to, |buffer, start| {
-            buffer.extend_from_slice(packet);
+            write(buffer);
+            plain = buffer.len() - start;
             srtp.protect_rtp(buffer, start)
         });
         let Ok(protected) = protected else {
@@ -326,9 +358,9 @@ impl Transport {
             return None;
         };
         self.counters.bytes_sent += protected.len() as u64;
-        self.counters.rtp_bytes_sent += packet.len() as u64;
+        self.counters.rtp_bytes_sent += plain as u64;
         self.counters.send_rate.add(now, protected.len());
-        Some(protected)
+        Some((protected, plain))
     }
 
     /// Sends encrypted bytes once more, unchanged.

@@ -1,7 +1,10 @@
 //! Transport-wide congestion control, receiving side: tells a sender when each of its packets arrived
 //! (draft-holmer-rmcat-transport-wide-cc-extensions-01 §3.1).
 
-use std::time::{Duration, Instant};
+use std::{
+    collections::VecDeque,
+    time::{Duration, Instant},
+};
 
 use crate::rtp::Unroller;
 
@@ -24,8 +27,8 @@ pub struct TwccReceiver {
     unroller: Unroller,
     /// First sequence number of the next feedback.
     base: Option<u64>,
-    /// Arrivals since the last feedback, by sequence number.
-    arrivals: std::collections::BTreeMap<u64, Instant>,
+    /// Arrivals since the last feedback, by sequence number; nearly all come in order.
+    arrivals: VecDeque<(u64, Instant)>,
     feedbacks: u8,
     last: Option<Instant>,
 }
@@ -37,7 +40,7 @@ impl TwccReceiver {
             epoch,
             unroller: Unroller::default(),
             base: None,
-            arrivals: std::collections::BTreeMap::new(),
+            arrivals: VecDeque::new(),
             feedbacks: 0,
             last: None,
         }
@@ -53,25 +56,27 @@ impl TwccReceiver {
         if self.base.is_none_or(|base| place < base) {
             self.base = Some(place);
         }
-        self.arrivals.entry(place).or_insert(now);
+        let after = self.arrivals.iter().rposition(|(before, _)| *before <= place);
+        if after.is_none_or(|after| self.arrivals[after].0 < place) {
+            self.arrivals.insert(after.map_or(0, |after| after + 1), (place, now));
+        }
     }
 
     /// When the next feedback is due.
     pub fn next_due(&self) -> Option<Instant> {
-        let first = self.arrivals.values().next()?;
+        let (_, first) = self.arrivals.front()?;
         Some(self.last.unwrap_or(*first) + INTERVAL)
     }
 
     /// The body of a feedback packet behind the SSRCs; `None` when nothing has arrived.
     pub fn feedback(&mut self, now: Instant) -> Option<Vec<u8>> {
-        let &first_arrived = self.arrivals.keys().next()?;
-        let &highest = self.arrivals.keys().next_back()?;
+        let &(first_arrived, first_at) = self.arrivals.front()?;
+        let &(highest, _) = self.arrivals.back()?;
         let mut base = self.base?.min(first_arrived);
         if first_arrived - base >= MAX_PACKETS {
             base = first_arrived;
         }
         let end = (highest + 1).min(base + MAX_PACKETS);
-        let first_at = *self.arrivals.get(&first_arrived)?;
         let reference = first_at.saturating_duration_since(self.epoch).as_micros() / REFERENCE_UNIT;
 
         let mut symbols = Vec::with_capacity((end - base) as usize);
@@ -79,10 +84,11 @@ impl TwccReceiver {
         // Microseconds since the epoch up to which deltas have been counted.
         let mut counted = (reference * REFERENCE_UNIT) as i64;
         for place in base..end {
-            let Some(at) = self.arrivals.remove(&place) else {
+            let Some(&(_, at)) = self.arrivals.front().filter(|(arrived, _)| *arrived == place) else {
                 symbols.push(0u8);
                 continue;
             };
+            self.arrivals.pop_front();
             let micros = at.saturating_duration_since(self.epoch).as_micros() as i64;
             // Rounding against the running sum keeps the error of one delta out of the next.
             let delta = (micros - counted).div_euclid(DELTA_UNIT);

@@ -33,6 +33,7 @@ use crate::{
     consumer::Consumer,
     control::{WorkerConfig, WorkerLoad},
     dtls::{self, DtlsContext, DtlsError, DtlsEvent},
+    forward::Pending,
     ortc,
     producer::Producer,
     rtp,
@@ -72,7 +73,10 @@ pub struct Worker {
     timers: BinaryHeap<Reverse<(Instant, Key<Transport>)>>,
     pub(crate) outbox: Outbox,
     pub(crate) notifications: Vec<(RoomId, MediaNotification)>,
-    pub(crate) scratch: Vec<u8>,
+    /// Packets that are to be forwarded, see [`crate::forward`].
+    pub(crate) pending: Vec<Pending>,
+    /// For one decrypted packet.
+    pub(crate) plain: Vec<u8>,
     pub(crate) load: WorkerLoad,
 }
 
@@ -104,13 +108,15 @@ impl Worker {
             timers: BinaryHeap::new(),
             outbox: Outbox::default(),
             notifications: Vec::new(),
-            scratch: Vec::with_capacity(2048),
+            pending: Vec::new(),
+            plain: Vec::new(),
             load: WorkerLoad::default(),
         })
     }
 
     /// Datagrams to send; clear it when they are sent.
     pub fn outbox(&mut self) -> &mut Outbox {
+        self.flush();
         &mut self.outbox
     }
 
@@ -170,6 +176,7 @@ impl Worker {
         room: &RoomId,
         command: MediaCommand,
     ) -> Result<MediaAnswer, MediaError> {
+        self.flush();
         let answer = catch_unwind(AssertUnwindSafe(|| self.command(now, room, command)));
         answer.unwrap_or_else(|_| {
             self.load.panics += 1;
@@ -184,6 +191,7 @@ impl Worker {
 
     /// Does what is due.
     pub fn handle_timeout(&mut self, now: Instant) {
+        self.flush();
         while let Some(&Reverse((at, key))) = self.timers.peek() {
             if at > now {
                 break;
@@ -208,7 +216,7 @@ impl Worker {
 
     /// Runs what belongs to one transport. A panic in there, most likely in a dependency on bytes from a stranger, ends the
     /// transport and not the worker.
-    fn guarded(&mut self, now: Instant, key: Key<Transport>, work: impl FnOnce(&mut Self)) {
+    pub(crate) fn guarded(&mut self, now: Instant, key: Key<Transport>, work: impl FnOnce(&mut Self)) {
         if catch_unwind(AssertUnwindSafe(|| work(self))).is_err() {
             self.load.panics += 1;
             self.fail(key, "its packets made the worker panic");
@@ -294,6 +302,8 @@ impl Worker {
             self.on_dtls(now, key, event);
         } else if rtp::looks_like_rtp_or_rtcp(bytes) {
             if rtp::looks_like_rtcp(bytes) {
+                // What is reported on or asked for again may be among it.
+                self.flush();
                 self.on_rtcp(now, key, bytes);
             } else {
                 self.on_rtp(now, at, key, bytes);
