@@ -10,7 +10,7 @@ use async_trait::async_trait;
 use crate::{
     commit::{Commit, Head, StreamId, StreamKind},
     ids::Version,
-    journal::{AppendError, Cursor, Follow, Journal, ReadError},
+    journal::{AppendError, Cursor, Follow, Journal, PurgeError, ReadError},
     local_copy::LocalCopy,
 };
 
@@ -75,6 +75,10 @@ impl Journal for CopiedJournal {
 
     async fn tail(&self) -> Result<Cursor, ReadError> {
         self.cluster.tail().await
+    }
+
+    async fn purge(&self, streams: &[(StreamId, Version)]) -> Result<(), PurgeError> {
+        self.cluster.purge(streams).await
     }
 
     async fn beyond_loss(&self, from: &Cursor) -> Option<Cursor> {

@@ -80,6 +80,14 @@ pub enum ReadError {
     },
 }
 
+/// How a purge failed. What it did stands, and purging the same again does the rest.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("the journal could not purge: {reason}")]
+pub struct PurgeError {
+    /// Why.
+    pub reason: String,
+}
+
 /// One commit with its place.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Entry {
@@ -141,6 +149,13 @@ pub trait Journal: Send + Sync + 'static {
 
     /// The cursor after the last stored commit.
     async fn tail(&self) -> Result<Cursor, ReadError>;
+
+    /// Forgets of each stream the commits that end below the version given with it: nothing gives them any more, and their space comes
+    /// back in time. A version beyond the head forgets the whole stream, whose name must not be used again. Once this is answered no power
+    /// cut brings them back. What is to be kept elsewhere is the caller's affair, and must be there before. Journals that stand before another one need not do it.
+    async fn purge(&self, _streams: &[(StreamId, Version)]) -> Result<(), PurgeError> {
+        Err(PurgeError { reason: "this one keeps everything".into() })
+    }
 
     /// Where following can go on if what comes next after `from` is lost for good; none if it is not.
     async fn beyond_loss(&self, _from: &Cursor) -> Option<Cursor> {

@@ -11,7 +11,7 @@ use tokio::sync::{mpsc, watch};
 use crate::{
     commit::{Commit, Head, StreamId, StreamKind},
     ids::Version,
-    journal::{AppendError, Cursor, Entry, Follow, Followed, Journal, ReadError},
+    journal::{AppendError, Cursor, Entry, Follow, Followed, Journal, PurgeError, ReadError},
     sled_journal::{after, check},
 };
 
@@ -26,8 +26,8 @@ pub struct MemoryJournal {
 }
 
 struct Log {
-    /// The commit with sequence `n` is at `n - 1`.
-    commits: Vec<Arc<Commit>>,
+    /// The commit with sequence `n` is at `n - 1`; none once it is purged.
+    commits: Vec<Option<Arc<Commit>>>,
     /// For each stream the sequences of its commits; ordered, so that nothing depends on a hash seed.
     streams: BTreeMap<StreamId, Vec<u64>>,
     /// None once it is closed.
@@ -35,8 +35,9 @@ struct Log {
 }
 
 impl Log {
+    /// A commit that is not purged.
     fn at(&self, sequence: u64) -> &Arc<Commit> {
-        &self.commits[sequence as usize - 1]
+        self.commits[sequence as usize - 1].as_ref().expect("what is purged is in no stream")
     }
 
     fn head(&self, stream: &StreamId) -> Option<Head> {
@@ -88,7 +89,7 @@ impl Journal for MemoryJournal {
         }
         let sequence = log.commits.len() as u64 + 1;
         log.streams.entry(commit.stream.clone()).or_default().push(sequence);
-        log.commits.push(Arc::new(commit));
+        log.commits.push(Some(Arc::new(commit)));
         if let Some(tail) = &log.tail {
             tail.send_replace(sequence);
         }
@@ -137,7 +138,8 @@ impl Journal for MemoryJournal {
                     .get(next as usize - 1)
                     .cloned();
                 match commit {
-                    Some(commit) => {
+                    Some(None) => next += 1,
+                    Some(Some(commit)) => {
                         let entry = Entry { cursor: Cursor(vec![next]), commit };
                         if sender.send(Followed::Entry(entry)).await.is_err() {
                             return;
@@ -153,6 +155,22 @@ impl Journal for MemoryJournal {
             }
         });
         Ok(Follow { receiver })
+    }
+
+    async fn purge(&self, streams: &[(StreamId, Version)]) -> Result<(), PurgeError> {
+        let mut log = self.log();
+        for (stream, below) in streams {
+            let own = log.streams.remove(stream).unwrap_or_default();
+            let (gone, left): (Vec<u64>, Vec<u64>) =
+                own.into_iter().partition(|at| log.at(*at).last_version() < *below);
+            for at in gone {
+                log.commits[at as usize - 1] = None;
+            }
+            if !left.is_empty() {
+                log.streams.insert(stream.clone(), left);
+            }
+        }
+        Ok(())
     }
 
     async fn tail(&self) -> Result<Cursor, ReadError> {

@@ -25,7 +25,7 @@ use roomlog_bus::{
 use roomlog_ea::{Ea, EaSettings};
 use roomlog_ec::{Ec, EcSettings, EcStatus};
 use roomlog_nuve::{Nuve, NuveSettings};
-use roomlog_projections::directory::LiveDirectory;
+use roomlog_projections::{directory::LiveDirectory, retention::RetentionSettings};
 use tokio::task::JoinHandle;
 
 use crate::{
@@ -146,6 +146,7 @@ pub async fn run(role: Role, settings: Settings) -> anyhow::Result<()> {
         role == Role::Up || settings.nats.is_some(),
         "a role of its own needs a NATS server between it and the others: --nats nats://host:4222 (`roomlog up` needs none)"
     );
+    settings.check()?;
     let env = Env::system();
     let data = settings.data();
     std::fs::create_dir_all(&data)
@@ -188,7 +189,8 @@ pub async fn run(role: Role, settings: Settings) -> anyhow::Result<()> {
             nuve = Some(started);
         }
         if role.plays(Role::Ec) {
-            let settings = ec_settings(role, &settings, &ids, SocketAddr::new(reached, address.port()));
+            let settings =
+                ec_settings(role, &settings, &ids, SocketAddr::new(reached, address.port()), &data);
             let (bus, journal) = (bus.clone(), journal.clone());
             let started = Ec::start(settings, bus, journal, directory.clone(), env.clone()).await;
             let started = started.context("EC did not start")?;
@@ -319,6 +321,8 @@ fn nuve_settings(settings: &Settings, ids: &NodeIds, data: &Path) -> NuveSetting
         tls: settings.lan(),
         admin_key: settings.admin_key.clone(),
         demo: settings.demo.unwrap_or(true),
+        history_s: settings.history_s.unwrap_or(default.history_s),
+        archive: settings.archive(data),
         token_ttl_s: settings.token_ttl_s.unwrap_or(default.token_ttl_s),
         ip_per_s: settings.ip_per_s.unwrap_or(default.ip_per_s),
         ip_burst: settings.ip_per_s.map_or(default.ip_burst, |per_s| per_s.saturating_mul(2)),
@@ -328,7 +332,13 @@ fn nuve_settings(settings: &Settings, ids: &NodeIds, data: &Path) -> NuveSetting
     }
 }
 
-fn ec_settings(role: Role, settings: &Settings, ids: &NodeIds, address: SocketAddr) -> EcSettings {
+fn ec_settings(
+    role: Role,
+    settings: &Settings,
+    ids: &NodeIds,
+    address: SocketAddr,
+    data: &Path,
+) -> EcSettings {
     let path = roomlog_ec::gateway::PATH;
     let scheme = if settings.lan() { "wss" } else { "ws" };
     let url = match (&settings.ec_url, role) {
@@ -340,6 +350,10 @@ fn ec_settings(role: Role, settings: &Settings, ids: &NodeIds, address: SocketAd
     let mut ec = EcSettings::new(ids.ec.clone(), url);
     if let Some(ms) = settings.resume_ms {
         ec.resume = Duration::from_millis(ms);
+    }
+    ec.archive = settings.archive(data);
+    if let Some(seconds) = settings.history_s {
+        ec.retention = RetentionSettings::of(Duration::from_secs(seconds));
     }
     if let Some(clients) = settings.max_clients {
         ec.max_clients = clients;

@@ -19,13 +19,15 @@ use roomlog_bus::{
     commit::{Commit, StreamId, StreamKind},
     events::Event,
     ids::{ClientId, RoomId, Version},
-    journal::{Cursor, ReadError, read_all},
+    journal::{Cursor, Journal, ReadError, read_all},
     local_copy::Copied,
+    memory_journal::MemoryJournal,
     sled_journal::{Finding as JournalFinding, OpenReport, SledJournal},
     time::Timestamp,
 };
 use roomlog_ec::decide;
 use roomlog_projections::{
+    archive,
     replay::{self, RoomIndex, RoomRef, Until},
     replay_text,
     room::RoomState,
@@ -45,6 +47,9 @@ pub struct ReplayArgs {
     /// Folder of the log: the data folder of `roomlog up`, running or not, or a copy of it.
     #[arg(long, env = "ROOMLOG_DATA", value_name = "DIR", default_value = DEFAULT_DATA, global = true)]
     data: PathBuf,
+    /// Folder of the archive: what the log has forgotten is shown too. It is `archive` in the data folder unless --archive said otherwise.
+    #[arg(long, value_name = "FOLDER", global = true)]
+    archive: Option<PathBuf>,
     /// Print one JSON document in place of text.
     #[arg(long, global = true)]
     json: bool,
@@ -111,10 +116,13 @@ pub fn run(args: ReplayArgs) -> anyhow::Result<ExitCode> {
     if let (Command::Verify, Some(copy)) = (&args.command, copy_in(&args.data)) {
         return verify_copy(&copy, args.json);
     }
-    let log = OpenLog::open(&args.data)?;
+    let mut log = OpenLog::open(&args.data)?;
     // The journal reads from a task of its own while this one works on what was read.
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
     let mut out = BufWriter::new(io::stdout().lock());
+    if let Some(archive) = &args.archive {
+        runtime.block_on(log.behind(archive))?;
+    }
     let code = runtime.block_on(answer(&log, &args, &mut out)).and_then(|code| {
         out.flush()?;
         Ok(code)
@@ -156,7 +164,7 @@ async fn answer(log: &OpenLog, args: &ReplayArgs, out: &mut impl io::Write) -> a
 
 /// A log opened for reading, and how.
 struct OpenLog {
-    journal: SledJournal,
+    journal: Arc<dyn Journal>,
     folder: PathBuf,
     report: OpenReport,
     /// Process that writes it now.
@@ -185,7 +193,37 @@ impl OpenLog {
                 if let JournalFinding::Hole { first, last, .. } = f { Some((*first, *last)) } else { None }
             })
             .collect();
-        Ok(Self { journal, folder, report, writer, holes })
+        Ok(Self { journal: Arc::new(journal), folder, report, writer, holes })
+    }
+
+    /// Puts what is in `archive` before what is in the log. All of it is in memory then.
+    async fn behind(&mut self, archive: &Path) -> anyhow::Result<()> {
+        let whole = MemoryJournal::new();
+        let archived = archive::read(archive)?;
+        let count = archived.len();
+        let mut lacking = None;
+        for commit in archived {
+            if let Err(error) = whole.append(commit).await {
+                lacking.get_or_insert(error);
+            }
+        }
+        let mut kept = Vec::new();
+        self.scan(0, |entry| kept.push(entry.commit.clone())).await?;
+        for commit in kept {
+            if let Err(error) = whole.append(Commit::clone(&commit)).await {
+                lacking.get_or_insert(error);
+            }
+        }
+        if let Some(error) = lacking {
+            anyhow::bail!(
+                "the archive in {} does not join up with the log: {error}; without --archive the log is shown as it is",
+                archive.display()
+            );
+        }
+        eprintln!("with {count} commits of the archive in {}", archive.display());
+        self.journal = Arc::new(whole);
+        self.holes.clear();
+        Ok(())
     }
 
     /// How it was read, for people.
@@ -228,14 +266,14 @@ impl OpenLog {
         from: u64,
         each: impl FnMut(&roomlog_bus::journal::Entry),
     ) -> anyhow::Result<Vec<ReadError>> {
-        Ok(replay::scan(&self.journal, Cursor(vec![from]), &self.holes, each).await?)
+        Ok(replay::scan(&*self.journal, Cursor(vec![from]), &self.holes, each).await?)
     }
 
     /// The commits of the room that is meant.
     async fn room(&self, wanted: &RoomRef) -> anyhow::Result<(RoomId, Vec<Arc<Commit>>)> {
-        let id = replay::find_room(&self.journal, &self.holes, wanted).await??;
+        let id = replay::find_room(&*self.journal, &self.holes, wanted).await??;
         let stream = StreamId::from(&id);
-        let commits = match read_all(&self.journal, &stream, Version(1)).await {
+        let commits = match read_all(&*self.journal, &stream, Version(1)).await {
             Ok(commits) => commits,
             // The journal does not serve a stream that it cannot vouch for; what there is of it is what an engineer wants to see.
             Err(error @ ReadError::Damaged { .. }) => {

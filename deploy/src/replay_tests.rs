@@ -14,7 +14,7 @@ use roomlog_bus::{
 use super::*;
 
 fn args(data: &Path, command: Command) -> ReplayArgs {
-    ReplayArgs { data: data.to_owned(), json: true, command }
+    ReplayArgs { data: data.to_owned(), archive: None, json: true, command }
 }
 
 fn writer(node: StreamId) -> roomlog_bus::commit::Writer {

@@ -10,6 +10,8 @@ use std::{
 use anyhow::Context;
 use clap::Args;
 use roomlog_bus::nats::{Credentials, JetStreamSettings, NatsSettings, Tls};
+use roomlog_ec::settings::RESUME;
+use roomlog_nuve::NuveSettings;
 use serde::Deserialize;
 
 /// Where `up` keeps everything, unless told otherwise: beside where it is started, so that two trials do not meet.
@@ -114,6 +116,14 @@ pub struct Settings {
     /// Bytes of log after which a segment is closed. [default: 67108864; only the newest segment is read through at a start]
     #[arg(long, env = "ROOMLOG_SEGMENT_BYTES", value_name = "N")]
     pub segment_bytes: Option<u64>,
+    /// Seconds for which the log keeps what is over: the commits of a deleted room, and those of one that has been closed since, but for
+    /// a snapshot. Longer than --token-ttl-s and --resume-ms together. [default: 2592000, 30 days: incidents are looked into in weeks]
+    #[arg(long, env = "ROOMLOG_HISTORY_S", value_name = "SECONDS")]
+    pub history_s: Option<u64>,
+    /// Folder in which commits are archived before the log forgets them, `none` for no archive. `roomlog replay --archive` reads it.
+    /// [default: archive in the data folder, so that nothing is ever lost unasked]
+    #[arg(long, env = "ROOMLOG_ARCHIVE", value_name = "FOLDER")]
+    pub archive: Option<PathBuf>,
     /// What is logged to standard error, as `tracing` filters. [default: info, without DTLS' remarks on each browser]
     #[arg(long, env = "ROOMLOG_LOG", value_name = "FILTER")]
     pub log: Option<String>,
@@ -161,6 +171,8 @@ impl Settings {
             id: self.id.or(base.id),
             ec_url: self.ec_url.or(base.ec_url),
             segment_bytes: self.segment_bytes.or(base.segment_bytes),
+            history_s: self.history_s.or(base.history_s),
+            archive: self.archive.or(base.archive),
             log: self.log.or(base.log),
         }
     }
@@ -193,6 +205,29 @@ impl Settings {
     /// The data folder.
     pub fn data(&self) -> PathBuf {
         self.data.clone().unwrap_or_else(|| DEFAULT_DATA.into())
+    }
+
+    /// Refuses settings that do not go together.
+    pub fn check(&self) -> anyhow::Result<()> {
+        let needed = self.token_ttl_s.unwrap_or_else(|| NuveSettings::default().token_ttl_s)
+            + self.resume_ms.unwrap_or(RESUME.as_millis() as u64).div_ceil(1_000);
+        if let Some(history) = self.history_s {
+            anyhow::ensure!(
+                history > needed,
+                "--history-s {history} is too short: it must be more than --token-ttl-s and --resume-ms together, here {needed} s, \
+                 or a token might admit to a room that the log has forgotten"
+            );
+        }
+        Ok(())
+    }
+
+    /// The folder of the archive, where one is kept.
+    pub fn archive(&self, data: &Path) -> Option<PathBuf> {
+        match &self.archive {
+            Some(folder) if folder.as_os_str() == "none" => None,
+            Some(folder) => Some(folder.clone()),
+            None => Some(data.join("archive")),
+        }
     }
 
     /// Whether other machines are served.

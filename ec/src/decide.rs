@@ -2,12 +2,13 @@
 //! events, today and in a replay next year.
 
 use roomlog_bus::{
+    commit::Payload,
     events::{
         Candidate, ClientAdmitted, ClientAttached, ClientBound, ClientDisconnected, ClientJoined, ClientLeft,
         ClientResumed, ConsumerClosed, ConsumerCreated, ConsumerLayersPreferred, ConsumerPaused,
         ConsumerPrioritySet, ConsumerRefused, ConsumerResumed, DisplayNameChanged, EaAssigned, EaReleased,
         Event, MediaMoved, Placement, ProducerClosed, ProducerCreated, ProducerPaused, ProducerResumed,
-        RoomClosed, RoomDeleted, RoomOpened, RoomPlaced, TransportClosed, TransportConnected,
+        RoomClosed, RoomDeleted, RoomOpened, RoomPlaced, RoomSnapshot, TransportClosed, TransportConnected,
         TransportCreated,
     },
     ids::{ClientId, ConsumerId, EcId, Incarnation, MediaEpoch, ProducerId, TransportId},
@@ -89,6 +90,8 @@ pub enum Command {
     MoveMedia { reason: String },
     /// Delete the room.
     Delete { reason: String },
+    /// Nobody is in: write down what the room is, so that what led to it may be purged.
+    Compact,
 }
 
 /// A consumer that should be.
@@ -490,6 +493,12 @@ pub fn decide(state: &RoomState, command: &Command, facts: &Facts) -> Result<Vec
                 if clients.is_empty() { Vec::new() } else { leave(state, &clients, "room-deleted") };
             events.push(RoomDeleted { reason: reason.clone() }.into());
             Ok(events)
+        }
+        Command::Compact => {
+            if state.open || !state.clients.is_empty() || state.compacted == state.version() {
+                return Ok(Vec::new());
+            }
+            Ok(vec![RoomSnapshot { state: Payload::encode(state) }.into()])
         }
     }
 }

@@ -24,7 +24,7 @@ mod rooms;
 mod rpc;
 pub mod select;
 mod session;
-mod settings;
+pub mod settings;
 
 use std::sync::{
     Arc, PoisonError, RwLock,
@@ -45,6 +45,7 @@ use roomlog_projections::{
     directory::LiveDirectory,
     membership::{MediaProbe, RegisterError, leave, stopped},
     node::NodePhase,
+    retention::Retention,
 };
 use tokio::{sync::watch, task::JoinHandle};
 
@@ -92,6 +93,8 @@ pub(crate) struct Shared {
     pub(crate) metrics: Arc<Metrics>,
     /// The log was not reached for too long: whether the rooms are still ours cannot be known.
     pub(crate) suspended: AtomicBool,
+    /// The way out of the log.
+    pub(crate) retention: Retention,
 }
 
 impl Shared {

@@ -19,9 +19,11 @@ use roomlog_bus::{
     time::Timestamp,
 };
 use roomlog_projections::{
+    archive::Archive,
     directory::{LiveDirectory, Placed},
     membership::{MediaProbe, Observer, Registration, Watch, register, stopped},
     node::{NodePhase, NodeState},
+    retention::{Retention, to_compact},
 };
 use tokio::{
     net::UdpSocket,
@@ -98,6 +100,8 @@ impl Life {
         let (observer, listening) =
             Observer::start(node.clone(), bus.clone(), registered, settings.liveness, stopped.clone())
                 .await?;
+        let archive = settings.archive.clone().map(|folder| Arc::new(Archive::new(folder, node.to_string())));
+        let retention = Retention::new(journal, archive);
         let per_second = NonZeroU32::new(settings.connections_per_second).unwrap_or(NonZeroU32::MIN);
         let shared = Arc::new(Shared {
             connections: RateLimiter::direct(Quota::per_second(per_second)),
@@ -110,6 +114,7 @@ impl Life {
             log: log.clone(),
             directory: directory.clone(),
             suspended: false.into(),
+            retention,
         });
         let mut tasks = JoinSet::new();
         tasks.spawn(async move {
@@ -136,6 +141,7 @@ impl Life {
         tasks.spawn(watch.run(stopped, None));
         tasks.spawn(look_at_placements(shared.clone()));
         tasks.spawn(confirm_log(shared.clone()));
+        tasks.spawn(compact_closed(shared.clone()));
         tasks.spawn(follow_ownership(shared.clone(), incarnation));
         Ok(Self { shared, tasks, stop })
     }
@@ -280,6 +286,23 @@ fn open_rooms(shared: &Shared) -> Vec<RoomId> {
 fn take_up(shared: &Arc<Shared>, room: &RoomId) {
     if let Err(refusal) = shared.rooms.send(shared, room, RoomMessage::CheckPlacement) {
         tracing::warn!(%room, %refusal, "room not taken up");
+    }
+}
+
+/// Has rooms compacted that have been closed for long.
+async fn compact_closed(shared: Arc<Shared>) {
+    let mut every = interval(shared.settings.retention.every);
+    every.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        every.tick().await;
+        let due = {
+            let (settings, now) = (&shared.settings, shared.log.env().now());
+            to_compact(&shared.directory.read(), &settings.id, now, &settings.retention)
+        };
+        for room in due {
+            // A room that is busy is not one that has been closed for long.
+            let _ = shared.rooms.send(&shared, &room, RoomMessage::Compact);
+        }
     }
 }
 

@@ -1,9 +1,12 @@
 //! The settings of an EC, each with the reason for its default.
 
-use std::time::Duration;
+use std::{path::PathBuf, time::Duration};
 
 use roomlog_bus::ids::EcId;
-use roomlog_projections::membership::LivenessSettings;
+use roomlog_projections::{membership::LivenessSettings, retention::RetentionSettings};
+
+/// How long a client may stay away after its socket broke, unless set otherwise: a lift, a tunnel, a change from Wi-Fi to mobile.
+pub const RESUME: Duration = Duration::from_secs(30);
 
 use crate::per_client::PerClient;
 
@@ -14,7 +17,7 @@ pub struct EcSettings {
     pub id: EcId,
     /// Where clients reach its WebSocket: a full URL, or `auto:/signal` when NUVE answers on the same port.
     pub address: String,
-    /// How long a client may stay away after its socket broke. 30 s: a lift, a tunnel, a change from Wi-Fi to mobile.
+    /// How long a client may stay away after its socket broke.
     pub resume: Duration,
     /// Most clients in one room. 500 is what one SFU worker's core carries as consumers of a single producer.
     pub max_clients: usize,
@@ -49,6 +52,10 @@ pub struct EcSettings {
     /// Without a confirmed round trip to the log for this long the rooms are read-only and their clients are told `suspended`. 8 s:
     /// before the 10 s after which others may call this EC lost and give its rooms away.
     pub suspend_after: Duration,
+    /// When closed rooms are compacted.
+    pub retention: RetentionSettings,
+    /// Folder in which what is purged is archived; none: it is gone. None by default, since whoever starts an EC knows where there is room.
+    pub archive: Option<PathBuf>,
     /// When a silent EA is asked, suspected and called lost.
     pub liveness: LivenessSettings,
 }
@@ -59,7 +66,7 @@ impl EcSettings {
         Self {
             id,
             address: address.into(),
-            resume: Duration::from_secs(30),
+            resume: RESUME,
             max_clients: 500,
             per_client: PerClient { transports: 8, producers: 16 },
             rpc_timeout: roomlog_bus::rpc::RPC_TIMEOUT,
@@ -75,6 +82,8 @@ impl EcSettings {
             inventory_every: Duration::from_secs(30),
             heartbeat_every: Duration::from_secs(1),
             suspend_after: Duration::from_secs(8),
+            retention: RetentionSettings::default(),
+            archive: None,
             liveness: LivenessSettings::default(),
         }
     }

@@ -264,7 +264,9 @@ impl World {
                 }
             }
             _ => {
-                if self.rng.random_ratio(1, 2) {
+                if self.rng.random_ratio(1, 4) {
+                    Command::Compact
+                } else if self.rng.random_ratio(1, 2) {
                     facts.assignment = Some(self.assignment());
                     Command::MoveMedia { reason: "worker-died".into() }
                 } else {
@@ -528,4 +530,43 @@ fn a_token_admits_one_client_and_only_the_owner_decides() {
     let next = Facts { incarnation: Incarnation(2), ..facts };
     let placed = decide(&world.state, &Command::Place { reason: "ec-restarted".into() }, &next).unwrap();
     assert!(matches!(&placed[0], Event::RoomPlaced(p) if p.epoch == Epoch(2)));
+}
+
+#[test]
+fn a_closed_room_is_compacted_once_to_the_state_it_has() {
+    let mut world = World::new(2);
+    let mut facts = world.facts();
+    facts.assignment = Some(world.assignment());
+    let client = ClientId::new("a").unwrap();
+    let admit = Command::Admit {
+        client: client.clone(),
+        user: "u".into(),
+        role: "presenter".into(),
+        addr: "a".into(),
+        token: "t".into(),
+        token_expires: world.now.plus_millis(60_000),
+        resume_key_hash: "h".into(),
+    };
+    for command in [admit, Command::Compact, Command::Leave { client, reason: "left".into() }] {
+        let events = decide(&world.state, &command, &facts).unwrap();
+        assert_eq!(
+            events.is_empty(),
+            command == Command::Compact,
+            "nothing is compacted while somebody is in"
+        );
+        if !events.is_empty() {
+            let commit = world.commit_of(&room(), &ec(), world.state.head, Epoch(1), events);
+            world.take(&commit);
+        }
+    }
+    let before = world.state.clone();
+    let events = decide(&before, &Command::Compact, &facts).unwrap();
+    let commit = world.commit_of(&room(), &ec(), before.head, Epoch(1), events);
+    world.take(&commit);
+    let mut fresh = RoomState::default();
+    fresh.apply_commit(&commit).unwrap();
+    assert_eq!(fresh, world.state, "the snapshot alone gives what the whole stream gives");
+    assert_eq!(fresh, RoomState { head: fresh.head, compacted: fresh.version(), ..before });
+    assert!(fresh.spent_tokens.contains_key("t"), "a spent token stays spent");
+    assert_eq!(decide(&world.state, &Command::Compact, &facts), Ok(Vec::new()));
 }

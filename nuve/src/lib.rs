@@ -41,7 +41,8 @@ pub mod openapi;
 pub mod pages;
 pub mod placement;
 pub mod problem;
-pub mod rooms;
+pub mod retention;
+mod rooms;
 pub mod services;
 pub mod settings;
 pub mod state;
@@ -160,6 +161,7 @@ pub async fn start(
         tokio::spawn(tokens::serve_keys(app.clone(), own, common, stopped.clone())),
         tokio::spawn(watch_ecs(&app).run(stopped.clone(), Some(tell_lost))),
         tokio::spawn(takeover::take_over(app.clone(), lost, stopped.clone())),
+        tokio::spawn(retention::purge_deleted(app.clone(), stopped.clone())),
         tokio::spawn(tend(app.clone(), stopped)),
     ];
     tracing::info!(node = %app.node, incarnation = incarnation.0, kid = app.signing.kid(), "NUVE started");

@@ -1,8 +1,9 @@
 //! Every setting of a NUVE node, with its unit in its name and the reason beside its default.
 
-use std::path::PathBuf;
+use std::{path::PathBuf, time::Duration};
 
 use roomlog_bus::ids::NuveId;
+use roomlog_projections::retention::RetentionSettings;
 use serde::{Deserialize, Serialize};
 
 /// How a room's EC is chosen.
@@ -62,6 +63,11 @@ pub struct NuveSettings {
     pub request_timeout_ms: u64,
     /// Streams of `/v1/events` open at a time. 64: each follows the whole journal.
     pub max_event_streams: usize,
+    /// A deleted room's stream stays in the log this long, seconds. 2 592 000, 30 days: incidents are looked into and invoices disputed in
+    /// weeks. Must be longer than `token_ttl_s` and the ECs' resume time together, or a token might admit to a room nobody remembers.
+    pub history_s: u64,
+    /// Folder in which streams are archived before they are purged. Without it they are gone, which is for tests.
+    pub archive: Option<PathBuf>,
     /// An EC is suspected after this long without a heartbeat, milliseconds: three missed.
     pub suspect_after_ms: u64,
     /// An EC is lost after this long without a heartbeat, milliseconds: ten missed.
@@ -88,8 +94,17 @@ impl Default for NuveSettings {
             locate_per_s: 2_000,
             request_timeout_ms: 15_000,
             max_event_streams: 64,
+            history_s: 2_592_000,
+            archive: None,
             suspect_after_ms: 3_000,
             lost_after_ms: 10_000,
         }
+    }
+}
+
+impl NuveSettings {
+    /// When deleted rooms are purged.
+    pub fn retention(&self) -> RetentionSettings {
+        RetentionSettings::of(Duration::from_secs(self.history_s))
     }
 }

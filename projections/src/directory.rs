@@ -8,7 +8,7 @@ use std::{
 };
 
 use roomlog_bus::{
-    commit::{Commit, CommitId, StreamId, StreamKind},
+    commit::{Commit, CommitId, Head, StreamId, StreamKind},
     ids::{RoomId, ServiceId, Version},
     journal::{Cursor, Followed, Journal, ReadError, follow_again},
 };
@@ -26,7 +26,7 @@ use crate::{
 /// All rooms, nodes and services at one cursor.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct Directory {
-    /// Rooms; deleted ones are dropped.
+    /// Rooms; deleted ones are not among them.
     pub rooms: BTreeMap<RoomId, RoomState>,
     /// EC, EA and NUVE nodes, by their stream.
     pub nodes: BTreeMap<StreamId, NodeState>,
@@ -36,6 +36,9 @@ pub struct Directory {
     names: BTreeMap<(ServiceId, String), RoomId>,
     /// Rooms by service.
     by_service: BTreeMap<ServiceId, BTreeSet<RoomId>>,
+    /// Deleted rooms whose streams are still there, with their last versions and when they ended.
+    #[serde(default)]
+    pub deleted: BTreeMap<RoomId, Head>,
     /// Up to where the journal is folded.
     pub(crate) cursor: Cursor,
     /// The last commit that was folded.
@@ -67,17 +70,8 @@ impl Directory {
                     return Err(error);
                 }
                 if state.deleted {
-                    let info = state.info.take();
-                    self.rooms.remove(&room);
-                    if let Some(info) = info {
-                        if let Some(rooms) = self.by_service.get_mut(&info.service) {
-                            rooms.remove(&room);
-                        }
-                        let key = (info.service, info.name);
-                        if self.names.get(&key) == Some(&room) {
-                            self.names.remove(&key);
-                        }
-                    }
+                    self.drop_room(&room);
+                    self.deleted.insert(room, commit.head());
                 } else if let (false, Some(info)) = (known, &state.info) {
                     self.by_service.entry(info.service.clone()).or_default().insert(room.clone());
                     // Two rooms of one name made at once: the one that came first in the log keeps it.
@@ -103,6 +97,23 @@ impl Directory {
     /// The rooms of a service, by id.
     pub fn rooms_of<'a>(&'a self, service: &ServiceId) -> impl Iterator<Item = (&'a RoomId, &'a RoomState)> {
         self.by_service.get(service).into_iter().flatten().filter_map(|id| self.rooms.get_key_value(id))
+    }
+
+    /// Forgets a room whose stream is purged.
+    fn forget(&mut self, room: &RoomId) {
+        self.deleted.remove(room);
+        self.drop_room(room);
+    }
+
+    fn drop_room(&mut self, room: &RoomId) {
+        let Some(info) = self.rooms.remove(room).and_then(|state| state.info) else { return };
+        if let Some(rooms) = self.by_service.get_mut(&info.service) {
+            rooms.remove(room);
+        }
+        let key = (info.service, info.name);
+        if self.names.get(&key) == Some(room) {
+            self.names.remove(&key);
+        }
     }
 
     /// Version of a stream as folded; 0 for one that is unknown.
@@ -180,6 +191,7 @@ impl LiveDirectory {
         checkpoint: Option<Arc<Path>>,
     ) -> Result<Self, ReadError> {
         let from = directory.cursor.clone();
+        let begins = from == Cursor::default();
         let live = Self {
             inner: Arc::new(RwLock::new(directory)),
             changes: Arc::default(),
@@ -191,10 +203,14 @@ impl LiveDirectory {
         let (ready, is_ready) = tokio::sync::oneshot::channel();
         let task = live.clone();
         let follow = journal.follow(from).await?;
-        tokio::spawn(async move { task.run(journal, follow, ready).await });
+        let followed = journal.clone();
+        tokio::spawn(async move { task.run(followed, follow, ready).await });
         is_ready.await.map_err(|_| ReadError::Unavailable {
             reason: "the journal closed while it was first read".into(),
         })?;
+        if !begins {
+            tokio::spawn(live.clone().forget_purged(journal));
+        }
         Ok(live)
     }
 
@@ -218,6 +234,36 @@ impl LiveDirectory {
     /// Looks at it. Hold the guard briefly and never across an await.
     pub fn read(&self) -> RwLockReadGuard<'_, Directory> {
         self.inner.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Forgets rooms whose streams are purged.
+    pub fn forget(&self, rooms: &[RoomId]) {
+        let mut directory = self.inner.write().unwrap_or_else(PoisonError::into_inner);
+        for room in rooms {
+            directory.forget(room);
+        }
+    }
+
+    /// Forgets the rooms whose streams were purged while nobody here followed: a checkpoint has them still.
+    async fn forget_purged(self, journal: Arc<dyn Journal>) {
+        let kept: BTreeSet<StreamId> = match journal.streams(StreamKind::Room).await {
+            Ok(streams) => streams.into_iter().map(|(stream, _)| stream).collect(),
+            Err(error) => {
+                tracing::warn!(%error, "whether all rooms of the checkpoint are still there is not known");
+                return;
+            }
+        };
+        let missing: Vec<RoomId> = {
+            let directory = self.read();
+            let known = directory.rooms.keys().chain(directory.deleted.keys());
+            known.filter(|room| !kept.contains(&StreamId::from(*room))).cloned().collect()
+        };
+        for room in missing {
+            // It may have been made since.
+            if let Ok(None) = journal.head(&StreamId::from(&room)).await {
+                self.forget(&[room]);
+            }
+        }
     }
 
     /// Waits until `stream` has been folded to `version`; says whether that came in time.

@@ -4,12 +4,14 @@
 
 #![forbid(unsafe_code)]
 
+pub mod archive;
 pub mod checkpoint;
 pub mod directory;
 pub mod membership;
 pub mod node;
 pub mod replay;
 pub mod replay_text;
+pub mod retention;
 pub mod room;
 pub mod service;
 mod signal;

@@ -6,7 +6,7 @@
 use std::{collections::BTreeMap, collections::BTreeSet, fmt};
 
 use roomlog_bus::{
-    commit::{Commit, Head, StreamKind},
+    commit::{Commit, StreamKind},
     events::{EaPolicy, Event},
     ids::{ClientId, RoomId, ServiceId, Version},
     journal::{Cursor, Entry, Followed, Journal, ReadError},
@@ -353,13 +353,6 @@ pub enum StateError {
     Fold(#[from] FoldError),
 }
 
-/// A state that is at the point just before `commit`, if that begins a compacted stream: what is below was purged.
-pub(crate) fn before_snapshot(commit: &Commit) -> Option<Head> {
-    let starts = commit.events.first().is_some_and(|e| e.kind.as_ref() == "RoomSnapshot");
-    let prev = commit.prev.filter(|_| starts)?;
-    Some(Head { version: Version(commit.version.0.saturating_sub(1)), id: prev })
-}
-
 /// Folds the commits of one room, from the first that is kept, up to a point.
 pub fn state_at<'a>(
     commits: impl IntoIterator<Item = &'a Commit>,
@@ -371,9 +364,6 @@ pub fn state_at<'a>(
             Until::Time(limit) if commit.time > limit => return Ok(at),
             Until::Version(limit) if commit.version > limit => return Ok(at),
             _ => {}
-        }
-        if at.state.head.is_none() {
-            at.state.head = before_snapshot(commit);
         }
         match until {
             Until::Version(limit) if commit.last_version() > limit => {

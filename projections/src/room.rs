@@ -28,6 +28,9 @@ pub struct RoomState {
     pub open: bool,
     /// Gone for good.
     pub deleted: bool,
+    /// Version of its last snapshot; what is below may be purged.
+    #[serde(default)]
+    pub compacted: Version,
     /// Goes up with each move of the media; 0 before the first assignment.
     pub media_epoch: MediaEpoch,
     /// The workers that carry it, by EA.
@@ -194,6 +197,13 @@ pub enum FoldError {
     Event(#[from] EventError),
 }
 
+/// The head of the stream just before `commit`, if that begins with a snapshot: what is below it may have been purged.
+pub(crate) fn before_snapshot(commit: &Commit) -> Option<Head> {
+    let starts = commit.events.first().is_some_and(|e| e.kind.as_ref() == "RoomSnapshot");
+    let prev = commit.prev.filter(|_| starts)?;
+    Some(Head { version: Version(commit.version.0.saturating_sub(1)), id: prev })
+}
+
 impl RoomState {
     /// Version folded up to; 0 before the first event.
     pub fn version(&self) -> Version {
@@ -205,9 +215,11 @@ impl RoomState {
         self.owner.as_ref().map_or(Epoch(0), |o| o.epoch)
     }
 
-    /// Folds the next commit of the stream. A fold error leaves the state as it was.
+    /// Folds the next commit of the stream, or a later one that begins with a snapshot: what is between may have been purged. A fold error
+    /// leaves the state as it was.
     pub fn apply_commit(&mut self, commit: &Commit) -> Result<(), FoldError> {
-        if !commit.follows(self.head.as_ref()) {
+        let skips = commit.version > self.version().next() && before_snapshot(commit).is_some();
+        if !skips && !commit.follows(self.head.as_ref()) {
             return Err(not_next(commit, self.head));
         }
         let events = commit.events.iter().map(Event::decode).collect::<Result<Vec<_>, _>>()?;
@@ -265,7 +277,8 @@ impl RoomState {
             }
             Event::RoomSnapshot(e) => {
                 if let Ok(state) = e.state.decode::<Self>() {
-                    *self = Self { head: self.head, ..state };
+                    let compacted = state.version().next();
+                    *self = Self { head: self.head, compacted, ..state };
                 }
             }
             Event::ClientAdmitted(e) => {

@@ -9,7 +9,11 @@ use roomlog_bus::{
 use serde::Serialize;
 use serde_json::Value;
 
-use crate::{replay::before_snapshot, room::RoomState, timeline_ids::ShortIds, timeline_words as words};
+use crate::{
+    room::{RoomState, before_snapshot},
+    timeline_ids::ShortIds,
+    timeline_words as words,
+};
 
 /// Which part of a timeline is wanted; the default is all of it.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]

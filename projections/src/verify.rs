@@ -25,8 +25,11 @@ use roomlog_bus::{
 use serde::Serialize;
 
 use crate::{
-    replay::before_snapshot, room::RoomState, verify_nodes::Nodes, verify_room::RoomCheck,
-    verify_service::ServiceCheck, verify_turns::Turns,
+    room::{RoomState, before_snapshot},
+    verify_nodes::Nodes,
+    verify_room::RoomCheck,
+    verify_service::ServiceCheck,
+    verify_turns::Turns,
 };
 
 /// How far a commit may lie before its predecessor in time: clocks kept by NTP differ by less, as tokens assume too.

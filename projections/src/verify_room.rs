@@ -51,7 +51,10 @@ impl RoomCheck {
                 self.state.apply(&events[0], commit.time);
             }
         }
+        // What was decided there rests on what was purged.
+        let restarts = self.state.head.is_none() && matches!(events[0], Event::RoomSnapshot(_));
         if self.writer(commit, events, nodes, report)
+            && !restarts
             && let Some(again) = redecide.and_then(|redecide| redecide(&self.state, commit))
         {
             report.summary.redecided += 1;

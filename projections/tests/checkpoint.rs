@@ -125,6 +125,30 @@ async fn a_start_from_a_checkpoint_replays_the_tail_and_comes_to_the_same() {
 }
 
 #[tokio::test]
+async fn rooms_that_were_purged_while_nobody_followed_are_forgotten() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("checkpoint");
+    let journal = journal();
+    write(&journal, 0..12).await;
+    let (first, _) = start(&journal, &path).await;
+    assert_eq!((first.read().rooms.len(), first.read().deleted.len()), (8, 4));
+    first.checkpoint().await;
+    // Room 1 is deleted and purged, room 2 was deleted before.
+    let room = |i: u32| RoomId::new(format!("r{i}")).unwrap();
+    let gone: Vec<_> = [1, 2].iter().map(|i| (StreamId::from(&room(*i)), Version(u64::MAX))).collect();
+    journal.inner.purge(&gone).await.unwrap();
+    let (again, _) = start(&journal, &path).await;
+    let forgotten = async {
+        while again.read().rooms.contains_key(&room(1)) || again.read().deleted.contains_key(&room(2)) {
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::time::timeout(std::time::Duration::from_secs(10), forgotten).await.unwrap();
+    assert!(again.read().room_named(&ServiceId::new("s").unwrap(), "room 1").is_none());
+    assert_eq!((again.read().rooms.len(), again.read().deleted.len()), (7, 3));
+}
+
+#[tokio::test]
 async fn a_checkpoint_that_cannot_be_trusted_is_not_used() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("checkpoint");

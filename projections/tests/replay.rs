@@ -223,6 +223,23 @@ fn a_compacted_room_is_folded_from_its_snapshot() {
 }
 
 #[test]
+fn a_fold_that_missed_what_was_purged_goes_on_at_the_snapshot_and_nowhere_else() {
+    let mut tape = call();
+    let room: Vec<Commit> = of_room(&tape, "r").into_iter().cloned().collect();
+    let mut early = RoomState::default();
+    early.apply_commit(&room[0]).unwrap();
+    assert!(early.clone().apply_commit(&room[2]).is_err(), "a hole stays a hole");
+    let whole = state_at(of_room(&tape, "r"), Until::End).unwrap().state;
+    tape.ec(vec![RoomSnapshot { state: Payload::encode(&whole) }.into()]);
+    let room = of_room(&tape, "r");
+    let snapshot = room.last().unwrap();
+    early.apply_commit(snapshot).unwrap();
+    assert_eq!(early, state_at(room.clone(), Until::End).unwrap().state);
+    // One that has it already does not fold it again.
+    assert!(early.apply_commit(snapshot).is_err());
+}
+
+#[test]
 fn a_state_is_readable() {
     let tape = incident();
     let at = state_at(of_room(&tape, "r"), Until::Time(BEGIN.plus_millis(222_500))).unwrap();

@@ -92,6 +92,20 @@ impl Up {
         Ok(Self { child, origin, key })
     }
 
+    /// The demo service's secret key, from where it keeps it in `data`.
+    pub fn secret(&self, data: &Path) -> anyhow::Result<String> {
+        for entry in std::fs::read_dir(data)? {
+            let text = std::fs::read_to_string(entry?.path()).unwrap_or_default();
+            if let Some(at) = text.find("sk_") {
+                return Ok(text[at..]
+                    .chars()
+                    .take_while(|c| c.is_ascii_alphanumeric() || *c == '_')
+                    .collect());
+            }
+        }
+        bail!("no file in the data folder holds the demo service's secret key")
+    }
+
     /// Its process id.
     pub fn pid(&self) -> u32 {
         self.child.id().expect("it has not been waited for")

@@ -37,7 +37,7 @@ async fn follow(journal: &dyn Journal, from: Cursor) -> Follow {
 }
 
 /// Everything up to `CaughtUp`.
-async fn until_caught_up(follow: &mut Follow) -> Vec<(Commit, Cursor)> {
+pub(super) async fn until_caught_up(follow: &mut Follow) -> Vec<(Commit, Cursor)> {
     let mut entries = Vec::new();
     loop {
         match soon("caught up", follow.next()).await {

@@ -4,7 +4,7 @@ use std::{collections::BTreeMap, future::Future, pin::Pin, sync::Arc};
 
 use rand::{RngCore, SeedableRng, rngs::StdRng};
 
-use super::{expectations, follow::*};
+use super::{expectations, follow::*, purge::*};
 use crate::{
     commit::{
         Cause, Commit, CommitId, Head, MAX_COMMIT_BYTES, Payload, RawEvent, StreamId, StreamKind, Writer,
@@ -55,6 +55,12 @@ pub async fn journal_suite<F: Future<Output = Opened>>(make: impl Fn() -> F) {
         a_refused_commit_is_not_followed,
         a_reopened_journal_has_everything,
         a_reopened_journal_goes_on,
+        what_is_purged_is_not_given_any_more,
+        a_stream_that_is_purged_whole_is_not_there_any_more,
+        a_purge_cuts_between_commits_and_nowhere_else,
+        a_follower_passes_over_what_is_purged,
+        purging_again_changes_nothing,
+        a_reopened_journal_remembers_what_was_purged,
     );
 }
 

@@ -16,6 +16,7 @@ mod bus;
 mod follow;
 mod journal;
 pub mod nats_server;
+mod purge;
 
 use std::{future::Future, time::Duration};
 

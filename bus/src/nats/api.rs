@@ -112,6 +112,21 @@ fn is_zero(n: &usize) -> bool {
     *n == 0
 }
 
+/// Purge what is on a subject.
+#[derive(Debug, Serialize)]
+pub(super) struct PurgeRequest<'a> {
+    pub filter: &'a str,
+    /// The sequence below which messages go.
+    pub seq: u64,
+}
+
+/// What was purged.
+#[derive(Debug, Deserialize)]
+pub(super) struct Purged {
+    #[serde(rename = "purged")]
+    _messages: u64,
+}
+
 /// Which message.
 #[derive(Debug, Serialize)]
 #[serde(untagged)]
@@ -223,5 +238,14 @@ impl Shared {
         timeout: Duration,
     ) -> Result<StreamInfo, ApiError> {
         self.api(&format!("STREAM.INFO.{stream}"), request, timeout).await
+    }
+
+    pub(super) async fn purge(
+        &self,
+        stream: &str,
+        request: &PurgeRequest<'_>,
+        timeout: Duration,
+    ) -> Result<Purged, ApiError> {
+        self.api(&format!("STREAM.PURGE.{stream}"), request, timeout).await
     }
 }

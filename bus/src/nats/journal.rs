@@ -18,7 +18,7 @@ use super::{
 use crate::{
     commit::{Commit, Head, StreamId, StreamKind},
     ids::Version,
-    journal::{AppendError, Cursor, Follow, Journal, ReadError},
+    journal::{AppendError, Cursor, Follow, Journal, PurgeError, ReadError},
 };
 
 /// How the journal is kept, and how long it is waited for.
@@ -194,6 +194,13 @@ impl Journal for JetStreamJournal {
         let infos = try_join_all(asked).await?;
         let ends = self.core.partitions.iter().zip(infos);
         Ok(Cursor(ends.map(|(partition, info)| stamped(partition.repair(), info.state.last_seq)).collect()))
+    }
+
+    async fn purge(&self, streams: &[(StreamId, Version)]) -> Result<(), PurgeError> {
+        for (stream, below) in streams {
+            self.core.purge(stream, *below).await?;
+        }
+        Ok(())
     }
 
     async fn beyond_loss(&self, from: &Cursor) -> Option<Cursor> {

@@ -58,6 +58,12 @@ impl Known {
         self.old.clear();
     }
 
+    /// Forgets a stream.
+    pub(super) fn forget(&mut self, stream: &StreamId) {
+        self.young.remove(stream);
+        self.old.remove(stream);
+    }
+
     /// A sequence from which on all commits with `from` or a later version are: 0 if nothing better is known.
     pub(super) fn before(&mut self, stream: &StreamId, from: Version) -> u64 {
         match self.end(stream) {

@@ -22,6 +22,7 @@ mod follow;
 mod inbox;
 mod journal;
 mod known;
+mod purge;
 mod read;
 mod settings;
 mod streams;

@@ -33,7 +33,7 @@ impl Begin {
     pub(super) fn write(&self, segments: &Path, id: &JournalId) -> io::Result<()> {
         let body = rmp_serde::to_vec(self).expect("plain fields");
         let mut bytes = MAGIC.to_vec();
-        bytes.extend_from_slice(&checksum(id, &body).to_be_bytes());
+        bytes.extend_from_slice(&files::checksum(id, &body).to_be_bytes());
         bytes.extend_from_slice(&body);
         files::write_whole(&Self::path(segments, self.segment), &bytes)
     }
@@ -43,16 +43,9 @@ impl Begin {
         let bytes = fs::read(Self::path(segments, segment)).ok()?;
         let body = bytes.get(12..)?;
         let sum = u32::from_be_bytes(bytes[8..12].try_into().ok()?);
-        if bytes[..8] != MAGIC || sum != checksum(id, body) {
+        if bytes[..8] != MAGIC || sum != files::checksum(id, body) {
             return None;
         }
         rmp_serde::from_slice(body).ok().filter(|begin: &Self| begin.segment == segment)
     }
-}
-
-fn checksum(id: &JournalId, body: &[u8]) -> u32 {
-    let mut hasher = crc32fast::Hasher::new();
-    hasher.update(&id.0);
-    hasher.update(body);
-    hasher.finalize()
 }

@@ -185,6 +185,11 @@ impl ClosedSegment {
         self.directory.join(&self.summary.log)
     }
 
+    /// Whether its blocks are in another file than the manifest said when it was read.
+    pub(super) fn has_another_log(&self) -> bool {
+        super::keep::find_log(&self.directory).is_some_and(|found| found != self.log())
+    }
+
     /// The tables, from memory if somebody else still has them.
     pub(super) fn tables(&self) -> Result<Arc<Tables>, ManifestError> {
         if let Some(tables) = &self.pinned {
@@ -337,7 +342,7 @@ pub(super) fn write_manifest(
     for part in [rmp_serde::to_vec(summary), rmp_serde::to_vec(tables)] {
         let part = part.expect("plain structures in memory");
         bytes.extend_from_slice(&(part.len() as u64).to_be_bytes());
-        bytes.extend_from_slice(&checksum(id, &part).to_be_bytes());
+        bytes.extend_from_slice(&files::checksum(id, &part).to_be_bytes());
         bytes.extend_from_slice(&part);
     }
     files::write_whole(&manifest_path(segments, summary.segment), &bytes)
@@ -379,17 +384,10 @@ fn read_part<T: DeserializeOwned>(file: &mut File, id: &JournalId) -> Result<T, 
     let (length, sum) = part_header(file)?;
     let mut bytes = vec![0; length as usize];
     file.read_exact(&mut bytes)?;
-    if checksum(id, &bytes) != sum {
+    if files::checksum(id, &bytes) != sum {
         return Err(ManifestError::Damaged("a checksum in it does not hold"));
     }
     rmp_serde::from_slice(&bytes).map_err(|error| ManifestError::Decode(error.to_string()))
-}
-
-fn checksum(id: &JournalId, bytes: &[u8]) -> u32 {
-    let mut hasher = crc32fast::Hasher::new();
-    hasher.update(&id.0);
-    hasher.update(bytes);
-    hasher.finalize()
 }
 
 /// Positions as the live segment has them.

@@ -6,6 +6,16 @@ use std::{
     path::Path,
 };
 
+use super::facts::JournalId;
+
+/// CRC-32 (IEEE 802.3) of the journal id, then `bytes`: what belongs to another folder does not pass for this one's.
+pub(super) fn checksum(id: &JournalId, bytes: &[u8]) -> u32 {
+    let mut hasher = crc32fast::Hasher::new();
+    hasher.update(&id.0);
+    hasher.update(bytes);
+    hasher.finalize()
+}
+
 /// Writes `bytes` as the file `path`, whole or not at all.
 pub(super) fn write_whole(path: &Path, bytes: &[u8]) -> io::Result<()> {
     let mut beside = path.as_os_str().to_owned();

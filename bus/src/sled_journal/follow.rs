@@ -8,14 +8,11 @@ use std::sync::Arc;
 
 use tokio::sync::mpsc;
 
-use super::shared::Shared;
-use crate::{
-    commit::Commit,
-    journal::{Cursor, Entry, Followed, ReadError},
-};
+use super::shared::{Page, Shared};
+use crate::journal::{Cursor, Entry, Followed, ReadError};
 
 /// Commits taken from memory at once, so that the index is not locked long.
-const PAGE: usize = 256;
+const AT_ONCE: usize = 256;
 
 /// Runs until the receiver is dropped, the journal is closed, or something cannot be read. `caught_up_after` is where the journal ended
 /// when the follow began.
@@ -41,7 +38,7 @@ pub(super) async fn run(
             }
             continue;
         }
-        let recent = shared.index().recent.from(next, PAGE);
+        let recent = shared.index().recent.page(next, AT_ONCE);
         let page = match recent {
             Some(page) => page,
             None => match from_disk(&shared, next).await {
@@ -52,25 +49,26 @@ pub(super) async fn run(
                 }
             },
         };
-        for commit in page {
-            if !caught_up && next > caught_up_after {
+        next = page.next;
+        for (sequence, commit) in page.commits {
+            if !caught_up && sequence > caught_up_after {
+                next = sequence;
                 break;
             }
-            let entry = Entry { cursor: Cursor(vec![next]), commit };
+            let entry = Entry { cursor: Cursor(vec![sequence]), commit };
             if sender.send(Followed::Entry(entry)).await.is_err() {
                 return;
             }
-            next += 1;
         }
     }
 }
 
-async fn from_disk(shared: &Arc<Shared>, next: u64) -> Result<Vec<Arc<Commit>>, ReadError> {
+async fn from_disk(shared: &Arc<Shared>, next: u64) -> Result<Page, ReadError> {
     let shared = shared.clone();
     let page = tokio::task::spawn_blocking(move || shared.page(next))
         .await
         .map_err(|error| ReadError::Unavailable { reason: format!("the reader failed: {error}") })??;
-    if page.is_empty() {
+    if page.next <= next {
         return Err(ReadError::Damaged {
             place: format!("commit {next} of the journal"),
             reason: "its block does not hold it".into(),

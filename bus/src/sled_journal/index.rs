@@ -12,7 +12,7 @@ use std::{
     sync::Arc,
 };
 
-use super::{closed::ClosedSegment, live::LiveSegment};
+use super::{closed::ClosedSegment, live::LiveSegment, purge::Floors, shared::Page};
 use crate::{
     commit::{Commit, Head, StreamId},
     ids::Version,
@@ -52,10 +52,10 @@ pub(super) struct StreamState {
     pub segments: Vec<(u32, Version)>,
 }
 
-/// The newest commits, in sequence.
+/// The newest commits, in sequence; none in the place of one that is purged.
 pub(super) struct Recent {
     first: u64,
-    commits: VecDeque<(Arc<Commit>, usize)>,
+    commits: VecDeque<(Option<Arc<Commit>>, usize)>,
     bytes: usize,
     max_commits: usize,
     max_bytes: usize,
@@ -66,9 +66,19 @@ impl Recent {
         Self { first: next, commits: VecDeque::new(), bytes: 0, max_commits, max_bytes }
     }
 
-    fn push(&mut self, commit: Arc<Commit>, bytes: usize) {
+    fn push(&mut self, commit: Option<Arc<Commit>>, bytes: usize) {
         self.commits.push_back((commit, bytes));
         self.bytes += bytes;
+    }
+
+    /// Lets go of what is purged.
+    pub(super) fn forget(&mut self, floors: &Floors) {
+        for (commit, bytes) in &mut self.commits {
+            if commit.as_ref().is_some_and(|commit| floors.hide(commit)) {
+                self.bytes -= std::mem::take(bytes);
+                *commit = None;
+            }
+        }
     }
 
     /// Takes out what is beyond the limits; for the caller to drop when nobody waits for it.
@@ -78,23 +88,26 @@ impl Recent {
             let Some((commit, bytes)) = self.commits.pop_front() else { break };
             self.bytes -= bytes;
             self.first += 1;
-            out.push(commit);
+            out.extend(commit);
         }
         out
     }
 
     pub(super) fn get(&self, sequence: u64) -> Option<&Arc<Commit>> {
         let at = sequence.checked_sub(self.first)?;
-        self.commits.get(usize::try_from(at).ok()?).map(|(commit, _)| commit)
+        self.commits.get(usize::try_from(at).ok()?)?.0.as_ref()
     }
 
-    /// Up to `limit` commits from `sequence` on; none if that one is not in memory any more.
-    pub(super) fn from(&self, sequence: u64, limit: usize) -> Option<Vec<Arc<Commit>>> {
+    /// Up to `limit` of the newest commits from `sequence` on, as a follower gets them; none if that place is not in memory any more.
+    pub(super) fn page(&self, sequence: u64, limit: usize) -> Option<Page> {
         let at = usize::try_from(sequence.checked_sub(self.first)?).ok()?;
         if at >= self.commits.len() {
             return None;
         }
-        Some(self.commits.iter().skip(at).take(limit).map(|(commit, _)| commit.clone()).collect())
+        let places = self.commits.range(at..self.commits.len().min(at + limit));
+        let next = sequence + places.len() as u64;
+        let commits = (sequence..).zip(places).filter_map(|(at, (commit, _))| Some((at, commit.clone()?)));
+        Some(Page { commits: commits.collect(), next })
     }
 }
 
@@ -109,6 +122,8 @@ pub(super) struct Index {
     /// Tables of segments not closed yet: the one being written, and one being closed.
     pub live: BTreeMap<u32, SegmentIndex>,
     pub recent: Recent,
+    /// Where purged streams begin.
+    pub floors: Floors,
     /// Streams that take no appends, and why.
     pub broken: HashMap<StreamId, String>,
     /// First and last of the sequences that are not there any more.
@@ -144,7 +159,13 @@ impl Index {
             }
         }
         self.tail = sequence;
-        self.recent.push(commit, bytes);
+        self.recent.push(Some(commit), bytes);
+    }
+
+    /// Counts a durable commit that is purged.
+    pub(super) fn add_purged(&mut self, sequence: u64) {
+        self.tail = sequence;
+        self.recent.push(None, 0);
     }
 
     /// The segment that holds `sequence`.

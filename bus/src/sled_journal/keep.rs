@@ -25,6 +25,7 @@ use super::{
     closed::{self, ClosedSegment, Description, Summary, Tables},
     facts::JournalId,
     files,
+    purge::Floors,
     report::OpenError,
     scan::{self, Scan},
 };
@@ -32,6 +33,18 @@ use crate::commit::{Head, StreamId};
 
 /// Name of the file with the intact blocks of a damaged segment.
 pub(super) const KEPT: &str = "kept";
+
+/// The file with the blocks of the closed segment in `directory`, where its manifest cannot say which it is: sled's, which has all of them,
+/// or the newest copy of what is left.
+pub(super) fn find_log(directory: &Path) -> Option<PathBuf> {
+    let sled = directory.join("db");
+    if sled.is_file() {
+        return Some(sled);
+    }
+    let names = fs::read_dir(directory).ok()?.filter_map(|entry| entry.ok()?.file_name().into_string().ok());
+    let newest = names.filter(|name| name.starts_with(KEPT)).max_by_key(|name| (name.len(), name.clone()));
+    Some(directory.join(newest?))
+}
 
 /// The intact part of a segment.
 pub(super) struct Intact {
@@ -74,12 +87,14 @@ pub(super) struct Kept {
 
 /// Finds the intact part of segment `number` in the file `log`. `heads` are the streams' heads before it, `next` the sequence it should
 /// begin with, `end` the first one after it if that is known.
+#[allow(clippy::too_many_arguments, reason = "two callers, all of them different things")]
 pub(super) fn intact(
     id: &JournalId,
     segments: &Path,
     number: u32,
     log: &Path,
     mut heads: HashMap<StreamId, Head>,
+    floors: &Floors,
     next: u64,
     end: Option<u64>,
 ) -> Result<Intact, OpenError> {
@@ -93,7 +108,7 @@ pub(super) fn intact(
             let numbers = usable(&scan);
             let described =
                 closed::describe(&file, id, number, &scan, numbers.into_iter(), |at, commit, _| {
-                    if !commit.follows(heads.get(&commit.stream)) {
+                    if !floors.join(commit, heads.get(&commit.stream)) {
                         let reason = format!("what was before its commit {at} is missing");
                         broken.push((commit.stream.clone(), reason));
                     }
@@ -162,10 +177,11 @@ pub(super) fn keep(
     number: u32,
     log: &Path,
     heads: HashMap<StreamId, Head>,
+    floors: &Floors,
     next: u64,
     end: Option<u64>,
 ) -> Result<Kept, OpenError> {
-    let mut intact = intact(id, segments, number, log, heads, next, end)?;
+    let mut intact = intact(id, segments, number, log, heads, floors, next, end)?;
     let commits = intact.commits();
     let failed = |path: &Path| {
         let path = path.to_owned();

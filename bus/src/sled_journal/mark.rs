@@ -18,7 +18,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use super::{closed::End, facts::JournalId};
+use super::{closed::End, facts::JournalId, files};
 use crate::commit::CommitId;
 
 const BYTES: usize = 36;
@@ -46,7 +46,7 @@ impl Mark {
         bytes[8..12].copy_from_slice(&self.blocks.to_be_bytes());
         bytes[12..20].copy_from_slice(&self.last.sequence.to_be_bytes());
         bytes[20..36].copy_from_slice(self.last.id.as_bytes());
-        let sum = checksum(id, &bytes[4..]);
+        let sum = files::checksum(id, &bytes[4..]);
         bytes[..4].copy_from_slice(&sum.to_be_bytes());
         file.write_all_at(&bytes, 0)
     }
@@ -64,13 +64,6 @@ impl Mark {
                 id: CommitId::from_bytes(bytes[20..36].try_into().ok()?),
             },
         };
-        (number(0) == checksum(id, &bytes[4..]) && mark.segment == segment).then_some(mark)
+        (number(0) == files::checksum(id, &bytes[4..]) && mark.segment == segment).then_some(mark)
     }
-}
-
-fn checksum(id: &JournalId, body: &[u8]) -> u32 {
-    let mut hasher = crc32fast::Hasher::new();
-    hasher.update(&id.0);
-    hasher.update(body);
-    hasher.finalize()
 }

@@ -2,6 +2,7 @@
 //!
 //! ```text
 //!  DIR/facts.json              what never changes: format, journal id, partitions
+//!  DIR/purged                  where purged streams begin
 //!  DIR/lock                    held by the one process that writes
 //!  DIR/segments/000001.begin   where the segment begins
 //!  DIR/segments/000001/        a closed segment, and
@@ -21,13 +22,15 @@
 //! | how they become durable and are answered, what a failed sync means | [`sync`] |
 //! | how sled is used, and why keys are reserved | [`live`] |
 //! | how closed segments are read | [`closed`] |
+//! | how commits are forgotten, and segments cleaned | [`purge`] |
 //! | what opening checks, what is set aside | [`open`] |
 //! | how a folder is read that another process writes | [`read_only`] |
 //!
 //! **Order.** One sequence over all streams, 1, 2, 3 …; a [`Cursor`] has one element. Partitions matter to JetStream only; their number is
 //! kept in the facts so that it stays the same.
 //!
-//! **Space.** sled gives nothing back after deletes, so nothing is deleted in it: retention drops whole closed segments.
+//! **Space.** sled gives nothing back after deletes, so nothing is deleted in it: what is purged is left out of what is read, and closed
+//! segments of which little else is left are written anew without it.
 
 mod begin;
 mod block;
@@ -40,6 +43,7 @@ mod keep;
 mod live;
 mod mark;
 mod open;
+mod purge;
 mod read_only;
 mod report;
 mod scan;
@@ -61,7 +65,7 @@ pub use settings::JournalSettings;
 use crate::{
     commit::{Commit, Head, MAX_COMMIT_BYTES, StreamId, StreamKind},
     ids::Version,
-    journal::{AppendError, Cursor, Follow, Journal, ReadError},
+    journal::{AppendError, Cursor, Follow, Journal, PurgeError, ReadError},
 };
 use shared::Shared;
 use sync::Append;
@@ -258,6 +262,16 @@ impl Journal for SledJournal {
 
     async fn tail(&self) -> Result<Cursor, ReadError> {
         Ok(Cursor(vec![self.shared.index().tail]))
+    }
+
+    async fn purge(&self, streams: &[(StreamId, Version)]) -> Result<(), PurgeError> {
+        if self.requests.is_none() {
+            return Err(PurgeError { reason: "it is open read-only".into() });
+        }
+        let (shared, streams) = (self.shared.clone(), streams.to_vec());
+        tokio::task::spawn_blocking(move || purge::purge(&shared, &streams))
+            .await
+            .map_err(|error| PurgeError { reason: format!("its thread failed: {error}") })?
     }
 
     async fn beyond_loss(&self, from: &Cursor) -> Option<Cursor> {

@@ -31,13 +31,14 @@ use super::{
     keep,
     live::{LiveError, LiveSegment},
     mark::Mark,
+    purge::Floors,
     report::{Finding, OpenError, OpenReport},
     scan::{self, Scan},
     settings::JournalSettings,
     shared::Shared,
     writer::{Start, Writer},
 };
-use crate::{commit::StreamId, ids::Version};
+use crate::commit::StreamId;
 
 /// Opens or makes the journal in `directory`.
 pub(super) fn open(directory: &Path, settings: JournalSettings) -> Result<(Writer, OpenReport), OpenError> {
@@ -54,7 +55,7 @@ pub(super) fn open(directory: &Path, settings: JournalSettings) -> Result<(Write
         .map_err(|error| OpenError::io("make the segments' directory", &segments, error))?;
     keep::finish_interrupted(&segments)?;
 
-    let mut known = Known::new(segments.clone(), facts, &settings);
+    let mut known = Known::new(directory, facts, &settings);
     let numbers = numbers(&segments)?;
     let newest = numbers.last().copied();
     for number in numbers.first().copied().unwrap_or(1)..newest.unwrap_or(1) {
@@ -108,7 +109,9 @@ struct Live {
 }
 
 impl Known {
-    pub(super) fn new(segments: PathBuf, facts: Facts, settings: &JournalSettings) -> Self {
+    pub(super) fn new(directory: &Path, facts: Facts, settings: &JournalSettings) -> Self {
+        let (floors, wrong) = Floors::read(directory, &facts.id);
+        let segments = directory.join(SEGMENTS);
         let index = Index {
             tail: 0,
             streams: Default::default(),
@@ -116,12 +119,18 @@ impl Known {
             starts: BTreeMap::new(),
             live: BTreeMap::new(),
             recent: Recent::new(1, settings.recent_commits, settings.recent_bytes),
+            floors,
             broken: HashMap::new(),
             holes: Vec::new(),
             stopped: None,
             doubtful: HashSet::new(),
         };
-        Self { segments, facts, index, findings: Vec::new(), generation: 0, last: None, next: 1 }
+        let mut known =
+            Self { segments, facts, index, findings: Vec::new(), generation: 0, last: None, next: 1 };
+        if let Some(reason) = wrong {
+            known.found(Finding::FloorsLost { reason });
+        }
+        known
     }
 
     fn found(&mut self, finding: Finding) {
@@ -205,9 +214,7 @@ impl Known {
             }
             Err(manifest) => {
                 let path = closed::directory_path(&self.segments, number);
-                let Some(log) =
-                    ["db", keep::KEPT].map(|name| path.join(name)).into_iter().find(|p| p.is_file())
-                else {
+                let Some(log) = keep::find_log(&path) else {
                     if let Some(said) = said.filter(|said| said.first > self.next) {
                         self.found(Finding::Hole {
                             first: self.next,
@@ -283,7 +290,17 @@ impl Known {
         end: Option<u64>,
     ) -> Result<(), OpenError> {
         let heads = self.index.streams.iter().map(|(stream, state)| (stream.clone(), state.head)).collect();
-        let kept = keep::keep(directory, &self.segments, &self.facts.id, number, log, heads, self.next, end)?;
+        let kept = keep::keep(
+            directory,
+            &self.segments,
+            &self.facts.id,
+            number,
+            log,
+            heads,
+            &self.index.floors,
+            self.next,
+            end,
+        )?;
         self.found(Finding::SetAside {
             segment: number,
             moved_to: kept.moved_to,
@@ -297,7 +314,16 @@ impl Known {
     /// As [`Self::set_aside`], in memory only.
     pub(super) fn adopt_intact(&mut self, number: u32, log: &Path, reason: String) -> Result<(), OpenError> {
         let heads = self.index.streams.iter().map(|(stream, state)| (stream.clone(), state.head)).collect();
-        let intact = keep::intact(&self.facts.id, &self.segments, number, log, heads, self.next, None)?;
+        let intact = keep::intact(
+            &self.facts.id,
+            &self.segments,
+            number,
+            log,
+            heads,
+            &self.index.floors,
+            self.next,
+            None,
+        )?;
         let name = log.file_name().unwrap_or_default().to_string_lossy().into();
         let commits = intact.commits();
         let (summary, tables) = intact.into_summary(number, name);
@@ -324,12 +350,19 @@ impl Known {
             self.found(Finding::Hole { first: *first, last: *last, reason });
         }
         for row in &summary.streams {
-            let expected = self.index.streams.get(&row.stream).map_or(Version(1), |s| s.head.version.next());
-            if row.first != expected {
-                let reason = format!(
-                    "segment {number:06} has it from version {} on, version {expected} was next",
-                    row.first
-                );
+            let floor = self.index.floors.of(&row.stream);
+            if row.head.version < floor {
+                continue;
+            }
+            let first = row.first.max(floor);
+            let joins = match self.index.streams.get(&row.stream) {
+                Some(state) => first == state.head.version.next(),
+                None => self.index.floors.may_begin(&row.stream, first),
+            };
+            if !joins {
+                let known = self.index.streams.get(&row.stream).map_or(floor, |state| state.head.version);
+                let reason =
+                    format!("segment {number:06} has it from version {first} on, it was known up to {known}");
                 self.broken(&row.stream, reason);
             }
             self.index
@@ -337,9 +370,9 @@ impl Known {
                 .entry(row.stream.clone())
                 .and_modify(|state| {
                     state.head = row.head;
-                    state.segments.push((number, row.first));
+                    state.segments.push((number, first));
                 })
-                .or_insert_with(|| StreamState { head: row.head, segments: vec![(number, row.first)] });
+                .or_insert_with(|| StreamState { head: row.head, segments: vec![(number, first)] });
         }
         for (stream, reason) in &summary.broken {
             self.broken(stream, reason.clone());
@@ -502,13 +535,18 @@ impl Known {
         self.index.recent =
             Recent::new(next.map_or(self.next, |_| first), settings.recent_commits, settings.recent_bytes);
         for (sequence, commit, bytes) in commits {
+            self.last = Some(End { sequence, id: commit.id });
+            if self.index.floors.hide(&commit) {
+                self.index.add_purged(sequence);
+                self.index.recent.trim();
+                continue;
+            }
             let head = self.index.streams.get(&commit.stream).map(|state| state.head);
-            if !commit.follows(head.as_ref()) {
+            if !self.index.floors.join(&commit, head.as_ref()) {
                 let reason =
                     format!("commit {sequence} has version {}, its head was {head:?}", commit.version);
                 self.broken(&commit.stream, reason);
             }
-            self.last = Some(End { sequence, id: commit.id });
             self.index.add(number, sequence, commit, bytes);
             self.index.recent.trim();
         }

@@ -16,6 +16,7 @@ use super::{
     facts::Facts,
     mark::Mark,
     open::{Known, numbers},
+    purge::Floors,
     report::{OpenError, OpenReport},
     scan,
     settings::JournalSettings,
@@ -31,8 +32,30 @@ pub(super) fn open(directory: &Path) -> Result<(Shared, OpenReport), OpenError> 
     let facts = Facts::read(directory)?.ok_or_else(|| OpenError::Missing { directory: directory.into() })?;
     let segments = directory.join(SEGMENTS);
     let settings = JournalSettings::default();
-    let mut known = Known::new(segments.clone(), facts, &settings);
-    let numbers = numbers(&segments)?;
+    let mut known = look(directory, &segments, facts, &settings)?;
+    for _ in 0..SCANS {
+        // Floors are written before segments are cleaned: with the same ones before and after, what was seen fits them.
+        if Floors::read(directory, &facts.id).0 == known.index.floors {
+            break;
+        }
+        known = look(directory, &segments, facts, &settings)?;
+    }
+    known.index.stopped = Some("it is open read-only".into());
+    known.index.tail = known.next - 1;
+    let report = known.report();
+    let (_, tail) = watch::channel(known.index.tail);
+    Ok((Shared::new(directory.into(), facts, settings, known.index, tail), report))
+}
+
+/// Goes through the segments once.
+fn look(
+    directory: &Path,
+    segments: &Path,
+    facts: Facts,
+    settings: &JournalSettings,
+) -> Result<Known, OpenError> {
+    let mut known = Known::new(directory, facts, settings);
+    let numbers = numbers(segments)?;
     let newest = numbers.last().copied().unwrap_or(0);
     for number in numbers.first().copied().unwrap_or(1)..newest {
         known.closed(number, None, false)?;
@@ -40,11 +63,7 @@ pub(super) fn open(directory: &Path) -> Result<(Shared, OpenReport), OpenError> 
     if newest > 0 {
         live(&mut known, newest)?;
     }
-    known.index.stopped = Some("it is open read-only".into());
-    known.index.tail = known.next - 1;
-    let report = known.report();
-    let (_, tail) = watch::channel(known.index.tail);
-    Ok((Shared::new(directory.into(), facts, settings, known.index, tail), report))
+    Ok(known)
 }
 
 /// Takes in the newest segment, as far as whole groups of it are there.

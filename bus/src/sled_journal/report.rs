@@ -120,6 +120,12 @@ pub enum Finding {
         /// What is known about why.
         reason: String,
     },
+    /// The record of what was purged is of no use: what was purged and still lies in a segment is served again, and a stream that lost its
+    /// beginning cannot be told from one whose beginning was purged.
+    FloorsLost {
+        /// What is wrong with it.
+        reason: String,
+    },
     /// A stream whose commits do not join up; it takes no appends and its broken part is not served.
     BrokenStream {
         /// The stream.
@@ -155,6 +161,12 @@ impl fmt::Display for Finding {
             ),
             Self::Hole { first, last, reason } => {
                 write!(f, "commits {first} to {last} of the journal are missing: {reason}")
+            }
+            Self::FloorsLost { reason } => {
+                write!(
+                    f,
+                    "the record of what was purged (`purged`) is damaged: {reason}; streams that begin late are believed"
+                )
             }
             Self::BrokenStream { stream, reason } => {
                 write!(f, "stream {stream} does not join up: {reason}; it takes no appends")

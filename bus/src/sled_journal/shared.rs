@@ -2,8 +2,9 @@
 
 use std::{
     collections::VecDeque,
+    io,
     path::PathBuf,
-    sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard},
+    sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard},
 };
 
 use tokio::sync::watch;
@@ -36,6 +37,7 @@ pub(super) struct Shared {
     /// The last durable sequence. Its sender is the writer's: when that goes, followers end.
     pub tail: watch::Receiver<u64>,
     tables: Mutex<VecDeque<Arc<Tables>>>,
+    purging: Mutex<()>,
 }
 
 /// Says that the journal stopped if the thread that holds it ends by a panic.
@@ -47,6 +49,13 @@ impl Drop for StopOnPanic {
             self.0.index_mut().stopped = Some("its writer failed; restart to open it again".into());
         }
     }
+}
+
+/// What a follower is given at once.
+pub(super) struct Page {
+    pub commits: Vec<(u64, Arc<Commit>)>,
+    /// The sequence to go on from.
+    pub next: u64,
 }
 
 /// The part of a read that lies in one segment.
@@ -70,6 +79,7 @@ impl Shared {
             index: RwLock::new(index),
             tail,
             tables: Mutex::new(VecDeque::new()),
+            purging: Mutex::new(()),
         }
     }
 
@@ -81,6 +91,11 @@ impl Shared {
     /// For the writer and the closing of segments.
     pub(super) fn index_mut(&self) -> RwLockWriteGuard<'_, Index> {
         self.index.write().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Held by the one who purges.
+    pub(super) fn purging(&self) -> MutexGuard<'_, ()> {
+        self.purging.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Fails if nothing certain can be said about `stream`.
@@ -109,6 +124,7 @@ impl Shared {
         let index = self.index();
         Self::certain(&index, stream)?;
         let Some(state) = index.streams.get(stream) else { return Ok(Vec::new()) };
+        let from = from.max(index.floors.of(stream));
         if state.head.version < from || limit == 0 {
             return Ok(Vec::new());
         }
@@ -131,10 +147,12 @@ impl Shared {
         from: Version,
         limit: usize,
     ) -> Result<Vec<Arc<Commit>>, ReadError> {
+        let mut from = from;
         let parts = {
             let index = self.index();
             Self::certain(&index, stream)?;
             let Some(state) = index.streams.get(stream) else { return Ok(Vec::new()) };
+            from = from.max(index.floors.of(stream));
             if state.head.version < from || limit == 0 {
                 return Ok(Vec::new());
             }
@@ -207,15 +225,55 @@ impl Shared {
         Ok(())
     }
 
-    /// The commits from `sequence` to the end of its block; blocks.
-    pub(super) fn page(&self, sequence: u64) -> Result<Vec<Arc<Commit>>, ReadError> {
-        self.with_block(sequence, |segment, block| {
-            block
+    /// The commits from `sequence` to the end of its block that are not purged, each with its sequence, and the sequence after them all;
+    /// blocks.
+    pub(super) fn page(&self, sequence: u64) -> Result<Page, ReadError> {
+        if let Some(next) = self.beyond_cleaned(sequence)? {
+            return Ok(Page { commits: Vec::new(), next });
+        }
+        let page = self.with_block(sequence, |segment, block| {
+            let commits: Result<Vec<_>, _> = block
                 .commits()
                 .filter(|item| !matches!(item, Ok((at, _)) if *at < sequence))
-                .map(|item| item.map(|(_, commit)| commit).map_err(|error| damaged(segment, &error)))
-                .collect()
-        })
+                .map(|item| item.map_err(|error| damaged(segment, &error)))
+                .collect();
+            Ok(Page { commits: commits?, next: block.header.last() + 1 })
+        });
+        match page {
+            Ok(mut page) => {
+                let index = self.index();
+                page.commits.retain(|(_, commit)| !index.floors.hide(commit));
+                Ok(page)
+            }
+            // Perhaps it was cleaned just now.
+            Err(error) => match self.beyond_cleaned(sequence)? {
+                Some(next) => Ok(Page { commits: Vec::new(), next }),
+                None => Err(error),
+            },
+        }
+    }
+
+    /// The next sequence that is there, if `sequence` was taken out of its segment when that was cleaned; blocks.
+    fn beyond_cleaned(&self, sequence: u64) -> Result<Option<u64>, ReadError> {
+        let closed = {
+            let index = self.index();
+            match index.segment_of(sequence).and_then(|number| index.segments.get(&number)) {
+                Some(Segment::Closed(closed)) => closed.clone(),
+                _ => return Ok(None),
+            }
+        };
+        let summary = &closed.summary;
+        let lost = summary.holes.iter().any(|(first, last)| (*first..=*last).contains(&sequence));
+        let Some(last) = summary.last.filter(|last| !lost && sequence <= last.sequence) else {
+            return Ok(None);
+        };
+        let tables = closed.tables().map_err(|error| damaged(summary.segment, &error))?;
+        self.keep(&tables);
+        if tables.block_of(sequence).is_some() {
+            return Ok(None);
+        }
+        let after = tables.blocks.partition_point(|row| row.first <= sequence);
+        Ok(Some(tables.blocks.get(after).map_or(last.sequence + 1, |row| row.first)))
     }
 
     /// Gives `f` the checked block that holds `sequence`.
@@ -252,7 +310,19 @@ impl Shared {
                 Segment::Closed(closed) => {
                     let tables = closed.tables().map_err(|error| damaged(number, &error))?;
                     self.keep(&tables);
-                    let bytes = closed.block(&tables, sequence).map_err(|error| damaged(number, &error))?;
+                    let bytes = match closed.block(&tables, sequence) {
+                        Ok(bytes) => bytes,
+                        // Cleaned since it was looked up: what is left of it is in another file.
+                        Err(_) if self.was_replaced(number, &closed) => continue,
+                        // Another process cleaned it since this one looked at the folder.
+                        Err(ClosedError::Io(error))
+                            if error.kind() == io::ErrorKind::NotFound && closed.has_another_log() =>
+                        {
+                            let reason = format!("segment {number:06} was cleaned meanwhile: open it again");
+                            return Err(ReadError::Unavailable { reason });
+                        }
+                        Err(error) => return Err(damaged(number, &error)),
+                    };
                     let block =
                         Block::parse(&self.facts.id, &bytes).map_err(|error| damaged(number, &error))?;
                     return f(number, block);
@@ -260,6 +330,11 @@ impl Shared {
             }
         }
         Err(ReadError::Unavailable { reason: "the journal was closed".into() })
+    }
+
+    fn was_replaced(&self, number: u32, closed: &Arc<ClosedSegment>) -> bool {
+        let index = self.index();
+        !matches!(index.segments.get(&number), Some(Segment::Closed(now)) if Arc::ptr_eq(now, closed))
     }
 
     fn keep(&self, tables: &Arc<Tables>) {

@@ -188,7 +188,11 @@ impl Writer {
                     .or_else(|| self.pending.iter().rev().find_map(|(_, heads)| heads.get(stream)))
                     .or_else(|| index.streams.get(stream).map(|state| &state.head))
                     .copied();
-                if append.commit.follows(known.as_ref()) {
+                if known.is_none() && index.floors.has(stream) {
+                    let reason = "the stream was purged, its name is used up".into();
+                    let stream = stream.clone();
+                    refused.push((append, AppendError::Invalid { stream, reason }));
+                } else if append.commit.follows(known.as_ref()) {
                     heads.insert(stream.clone(), append.commit.head());
                     fits.push(append);
                 } else {

@@ -107,6 +107,8 @@ pub enum RoomMessage {
     State { reply: oneshot::Sender<(Version, Value)> },
     /// A worker found something out.
     Notification { media_epoch: MediaEpoch, notification: MediaNotification },
+    /// Nobody has been here for long: what led to the room's state may go.
+    Compact,
     /// A node changed: does the room's worker still live?
     CheckPlacement,
     /// The room may have been given to another EC.
@@ -422,6 +424,7 @@ impl Room {
                     self.notified(notification).await;
                 }
             }
+            RoomMessage::Compact => self.compact().await,
             RoomMessage::CheckPlacement => self.check_placement().await,
             RoomMessage::CheckOwner => match self.catch_up().await {
                 Ok(()) => self.let_go_if_lost(),
@@ -436,6 +439,24 @@ impl Room {
                     session.send(protoo::notification("suspended", &json!({})));
                 }
             }
+        }
+    }
+
+    /// Appends a snapshot and purges what is below it.
+    async fn compact(&mut self) {
+        let (facts, before) = (self.facts(), self.state.compacted);
+        let now = facts.now;
+        let compacted = self.commit(Command::Compact, facts, Cause::of("retention")).await;
+        let purged = match compacted {
+            Err(refusal) => Err(refusal.to_string()),
+            Ok(()) if self.state.compacted == before => return,
+            Ok(()) => {
+                let purged = self.shared.retention.compact(&self.id, self.state.compacted, now).await;
+                purged.map_err(|error| error.to_string())
+            }
+        };
+        if let Err(error) = purged {
+            tracing::warn!(room = %self.id, error, "room not compacted");
         }
     }
 
