@@ -9,7 +9,7 @@ use roomlog_bus::{
     env::Env,
     events::{Event, RoomClosed, RoomCreated, RoomDeleted, RoomOpened, RoomPlaced},
     ids::{EcId, Epoch, Incarnation, NuveId, RoomId, ServiceId, Version},
-    journal::{Journal, read_all},
+    journal::read_all,
     log::{Draft, Log},
     memory_journal::MemoryJournal,
     time::Timestamp,
