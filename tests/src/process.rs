@@ -47,6 +47,17 @@ impl Held {
     }
 }
 
+/// What `roomlog replay` says of the folder, as JSON.
+pub fn replay(data: &Path, arguments: &[&str]) -> anyhow::Result<Value> {
+    let out = std::process::Command::new(roomlog_bin())
+        .args(["replay", "--json", "--data"])
+        .arg(data)
+        .args(arguments)
+        .output()?;
+    serde_json::from_slice(&out.stdout)
+        .with_context(|| format!("replay {arguments:?}: {}", String::from_utf8_lossy(&out.stderr)))
+}
+
 /// A running `roomlog up`.
 pub struct Up {
     child: Child,

@@ -7,9 +7,8 @@ use roomlog_tests::{
     cell::eventually,
     http,
     peer::{Peer, Policy},
-    process::Up,
+    process::{Up, replay},
 };
-use serde_json::Value;
 
 /// How long the log keeps what is over, here.
 const HISTORY: Duration = Duration::from_secs(3);
@@ -25,17 +24,6 @@ async fn session(up: &Up, room: &str, user: &str) -> anyhow::Result<String> {
     peer.join(user).await?;
     peer.leave().await;
     text("roomId")
-}
-
-/// What `roomlog replay` says of the folder, as JSON.
-fn replay(data: &Path, arguments: &[&str]) -> anyhow::Result<Value> {
-    let out = std::process::Command::new(roomlog_tests::roomlog_bin())
-        .args(["replay", "--json", "--data"])
-        .arg(data)
-        .args(arguments)
-        .output()?;
-    serde_json::from_slice(&out.stdout)
-        .with_context(|| format!("replay {arguments:?}: {}", String::from_utf8_lossy(&out.stderr)))
 }
 
 /// Types of a room's events, in order; none if the log has no such room.
