@@ -107,7 +107,7 @@ debian_sources_of() {
 # and sources stay as they are. What is downloaded is verified with the keys that apt has.
 need_nats() {
   local folder=$PWD/target/tools/nats
-  [ -z "${ROOMLOG_NATS:-}" ] || return 0
+  [ -z "${ROOMLOG_NATS_SERVERS:-}" ] || return 0
   local suite
   for suite in $nats_suites; do
     [ -x "$folder/.$suite/nats-server" ] || fetch_nats "$folder" "$suite"
@@ -116,7 +116,7 @@ need_nats() {
 
 fetch_nats() {
   local folder=$1 suite=$2
-  local elsewhere="or put two versions into target/tools/nats/VERSION/nats-server and name that folder in ROOMLOG_NATS"
+  local elsewhere="or put two versions into target/tools/nats/VERSION/nats-server and name that folder in ROOMLOG_NATS_SERVERS"
   say "fetching nats-server from Debian $suite into target/tools/nats (for tests; nothing is installed)"
   command -v apt-get >/dev/null && command -v dpkg-deb >/dev/null || die "apt-get is missing: run this on Debian, $elsewhere"
   local work

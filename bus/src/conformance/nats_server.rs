@@ -11,7 +11,7 @@ use std::{
 };
 
 /// The folder of `nats-server` binaries, instead of `target/tools/nats`.
-pub const FOLDER: &str = "ROOMLOG_NATS";
+pub const FOLDER: &str = "ROOMLOG_NATS_SERVERS";
 
 /// How long a server may take until it answers.
 const READY: Duration = Duration::from_secs(30);

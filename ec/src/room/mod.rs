@@ -316,6 +316,9 @@ impl Room {
 
     /// Folds what others have appended.
     async fn catch_up(&mut self) -> Result<(), Refusal> {
+        if self.state.head.is_none() && self.adopt_folded().await? {
+            return Ok(());
+        }
         let next = self.state.version().next();
         let commits = read_all(self.shared.log.journal().as_ref(), &self.stream, next)
             .await
@@ -324,6 +327,32 @@ impl Room {
             self.fold(&commit)?;
         }
         Ok(())
+    }
+
+    /// Begins with what this node has folded of the room while it followed the log, if the stream's leader says that the stream is there
+    /// or has gone on from there; says whether that is all. Reading a room from its beginning instead takes a question for every commit,
+    /// and a takeover is of thousands of rooms.
+    async fn adopt_folded(&mut self) -> Result<bool, Refusal> {
+        let folded = self.shared.directory.read().rooms.get(&self.id).cloned();
+        let Some(folded) = folded.filter(|folded| folded.head.is_some()) else { return Ok(false) };
+        let journal = self.shared.log.journal();
+        let head = journal.head(&self.stream).await.map_err(|error| Refusal::Retry(error.to_string()))?;
+        if head == folded.head {
+            self.state = folded;
+            return Ok(true);
+        }
+        let next = folded.version().next();
+        if head.is_some_and(|head| head.version >= next) {
+            let rest = read_all(journal.as_ref(), &self.stream, next).await;
+            let rest = rest.map_err(|error| Refusal::Retry(error.to_string()))?;
+            // One that does not follow means that the stream went another way than was followed: then it is read from its beginning.
+            let mut state = folded;
+            if rest.iter().all(|commit| state.apply_commit(commit).is_ok()) {
+                self.state = state;
+                return Ok(true);
+            }
+        }
+        Ok(false)
     }
 
     fn fold(&mut self, commit: &roomlog_bus::commit::Commit) -> Result<(), Refusal> {
