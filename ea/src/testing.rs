@@ -63,6 +63,13 @@ impl Books {
                     dtls_parameters: DtlsParameters::default(),
                 })
             }
+            MediaCommand::ConnectTransport { transport, .. } => {
+                match router.transports.iter_mut().find(|t| t.id == *transport) {
+                    Some(found) => found.state = TransportState::Connected,
+                    None => return no("transport", transport.as_str()),
+                }
+                Ok(MediaAnswer::Done)
+            }
             MediaCommand::Produce { transport, producer, paused, .. } => {
                 if !router.transports.iter().any(|t| t.id == *transport) {
                     return no("transport", transport.as_str());

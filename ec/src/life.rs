@@ -284,7 +284,8 @@ fn open_rooms(shared: &Shared) -> Vec<RoomId> {
 }
 
 fn take_up(shared: &Arc<Shared>, room: &RoomId) {
-    if let Err(refusal) = shared.rooms.send(shared, room, RoomMessage::CheckPlacement) {
+    // A task that runs already may have seen the room with another EC: it reads whose it is.
+    if let Err(refusal) = shared.rooms.send(shared, room, RoomMessage::CheckOwner) {
         tracing::warn!(%room, %refusal, "room not taken up");
     }
 }

@@ -75,6 +75,19 @@ fn invariants_hold_over_many_seeds() {
     assert!(broken.is_empty(), "{} of {seeds} seeds break an invariant", broken.len());
 }
 
+/// Seeds that found something, one a line, with what it was.
+const KEPT: &str = include_str!("simulation_seeds.txt");
+
+#[test]
+fn seeds_that_found_something_find_it_no_more() {
+    let kept = KEPT.lines().filter(|line| !line.starts_with('#'));
+    for line in kept {
+        let (seed, what) = line.split_once(' ').expect("a seed and what it found");
+        let outcome = run(seed.parse().expect("a number"), Planted::default(), false);
+        assert!(outcome.broken.is_empty(), "{seed}: {what}\n{}", outcome.broken.join("\n"));
+    }
+}
+
 #[test]
 fn a_seed_names_its_run() {
     for seed in
@@ -112,6 +125,7 @@ fn planted_bugs_are_found() {
     found("a follower loses the last commit", Planted { lose_last: true, ..none }, 64);
     found("a leave is acknowledged and forgotten", Planted { forget_leave: 200, ..none }, 64);
     found("a node acts on its own pause", Planted { unnoticed_pause: true, ..none }, 200);
+    found("a repair merges a fork", Planted { merge_fork: true, ..none }, 400);
 }
 
 /// Shows one run: `ROOMLOG_SIM_FROM=<seed> cargo test -p roomlog-tests --test simulation show -- --ignored --nocapture`.

@@ -124,6 +124,7 @@ impl Room {
                     tracing::debug!(room = %self.id, %refusal, "consumers not added");
                 }
             }
+            Done::Expiry { silent } => self.expire_silent(silent).await,
             Done::Inventory { connected, failed } => {
                 for transport in connected {
                     self.commit_or_retry(Command::TransportConnected { transport }, "inventory").await;

@@ -5,6 +5,7 @@
 
 mod asking;
 mod entering;
+mod expiry;
 mod media;
 
 use std::{
@@ -23,6 +24,7 @@ use roomlog_bus::{
     media::{MediaAnswer, MediaCommand, MediaError, MediaNotification, TransportState},
     rpc::{EaAnswer, EaRequest, RpcError, ask},
     subject::Subject,
+    time::Timestamp,
     token::Claims,
 };
 use roomlog_projections::room::RoomState;
@@ -133,6 +135,10 @@ enum Done {
         wanted: Vec<WantedConsumer>,
         outcomes: Vec<Option<Result<ConsumerMade, String>>>,
     },
+    Expiry {
+        /// Clients whose time to resume is over, and who send nothing either.
+        silent: Vec<ClientId>,
+    },
     Inventory {
         connected: Vec<roomlog_bus::ids::TransportId>,
         failed: Vec<roomlog_bus::ids::TransportId>,
@@ -152,6 +158,8 @@ pub(crate) struct Room {
     /// Those of them that the worker could not make just now, and when to ask again.
     failed: Vec<(ClientId, ProducerId)>,
     consume_again: Option<Instant>,
+    /// Clients whose time to resume is over and whose media was asked for: when to look again.
+    look_again: BTreeMap<ClientId, Instant>,
     /// Last scores the worker told, by consumer.
     scores: BTreeMap<ConsumerId, Value>,
     /// The worker is gone and no other was found yet: when to look again.
@@ -179,6 +187,7 @@ impl Room {
             making: BTreeSet::new(),
             failed: Vec::new(),
             consume_again: None,
+            look_again: BTreeMap::new(),
             scores: BTreeMap::new(),
             move_again: None,
             settle_again: None,
@@ -198,6 +207,7 @@ impl Room {
             // Without the log nothing can be said of the room, not even that it is not there: whoever asks waits.
             tokio::time::sleep(TRY_AGAIN).await;
         }
+        self.let_go_if_lost();
         loop {
             if self.idle() && self.shared.rooms.retire(&self.id, &mut inbox) {
                 break;
@@ -251,9 +261,18 @@ impl Room {
 
     /// Lets go of the room once the log names another owner.
     fn let_go_if_lost(&mut self) {
-        if self.state.owner.is_some() && !owns(&self.state, &self.facts()) {
-            self.lost = true;
+        self.lost = self.state.owner.is_some() && !owns(&self.state, &self.facts());
+    }
+
+    /// Reads whose room this is. It may be this EC's again, after this task has seen it with another.
+    async fn check_owner(&mut self) -> Result<(), Refusal> {
+        let owned = owns(&self.state, &self.facts());
+        self.catch_up().await?;
+        if !owned && owns(&self.state, &self.facts()) {
+            self.take_on().await?;
         }
+        self.let_go_if_lost();
+        Ok(())
     }
 
     fn facts(&self) -> Facts {
@@ -455,8 +474,8 @@ impl Room {
             }
             RoomMessage::Compact => self.compact().await,
             RoomMessage::CheckPlacement => self.check_placement().await,
-            RoomMessage::CheckOwner => match self.catch_up().await {
-                Ok(()) => self.let_go_if_lost(),
+            RoomMessage::CheckOwner => match self.check_owner().await {
+                Ok(()) => {}
                 Err(refusal) => {
                     tracing::warn!(room = %self.id, %refusal, "whose room this is cannot be read now");
                     self.check_owner_again = Some(Instant::now() + TRY_AGAIN);
@@ -514,33 +533,15 @@ impl Room {
         for client in without {
             self.commit_or_retry(Command::Disconnect { client, reason: "socket gone".into() }, "timer").await;
         }
-        let now = self.shared.log.env().now();
-        let due: Vec<ClientId> = self
-            .state
-            .clients
-            .iter()
-            .filter(|(_, c)| c.resume_until.is_some_and(|until| until <= now))
-            .map(|(id, _)| id.clone())
-            .collect();
-        if !due.is_empty() {
-            self.commit_or_retry(Command::Expire { clients: due }, "timer").await;
-        }
+        self.expire().await;
     }
 
     // ---- time --------------------------------------------------------------------------------------------------------------
 
     fn next_deadline(&self) -> Instant {
         let now = self.shared.log.env().now();
-        let resume = self
-            .state
-            .clients
-            .values()
-            .filter_map(|c| c.resume_until)
-            .min()
-            // A millisecond more, since the log's clock counts in microseconds and the deadline must have passed.
-            .map(|until| Instant::now() + Duration::from_millis(until.millis_since(now) + 1))
-            // A log that took nothing a moment ago is not asked without a pause.
-            .map(|due| self.settle_again.map_or(due, |again| due.max(again)));
+        // A log that took nothing a moment ago is not asked without a pause.
+        let resume = self.next_expiry(now).map(|due| self.settle_again.map_or(due, |again| due.max(again)));
         let ask = self
             .sessions
             .values()

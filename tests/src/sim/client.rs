@@ -283,6 +283,7 @@ async fn visit(all: &Arc<Clients>, rng: &mut StdRng, name: &str, stays: bool) {
     loop {
         match member.act(&mut peer, rng, ends).await {
             Ok(()) if way == Way::Leave => {
+                member.goes_silent(0);
                 all.world.lock().count("left");
                 let frame = CloseFrame { code: 1000.into(), reason: "".into() };
                 let _ = timeout(Duration::from_secs(5), peer.ws.close(Some(frame))).await;
@@ -291,10 +292,15 @@ async fn visit(all: &Arc<Clients>, rng: &mut StdRng, name: &str, stays: bool) {
             Ok(()) if way == Way::Silent => {
                 // A phone in a tunnel: the socket stays open and says nothing.
                 all.world.lock().count("went silent");
+                member.goes_silent(0);
                 sleep(Duration::from_secs(25)).await;
                 return;
             }
-            Ok(()) => return all.world.lock().count("vanished"),
+            Ok(()) => {
+                // Its media may go on for a while: only the socket is gone.
+                member.goes_silent(rng.random_range(0..45) * S);
+                return all.world.lock().count("vanished");
+            }
             Err(Gone(4000, reason)) if reason != "moved" => {
                 all.world.lock().count("put out");
                 return member.gone();
@@ -326,7 +332,17 @@ struct Member {
 }
 
 impl Member {
+    /// Its ICE is alive for as long as this.
+    fn goes_silent(&self, after: Micros) {
+        let mut world = self.all.world.lock();
+        let ends = world.now + after;
+        if let Some(ice) = world.ice.get_mut(&self.client) {
+            ice.ends = Some(ends);
+        }
+    }
+
     fn gone(&self) {
+        self.goes_silent(0);
         let mut record = self.all.record.lock().expect("one thread");
         record.staying.retain(|(_, client)| *client != self.client);
     }
@@ -362,9 +378,17 @@ impl Member {
             for producing in [true, false] {
                 let data = json!({ "forceTcp": false, "producing": producing, "consuming": !producing });
                 let made = self.ask(peer, "createWebRtcTransport", data, true).await?;
-                if let (true, Some(made)) = (producing, made) {
-                    self.producing = made["id"].as_str().map(str::to_owned);
+                let Some(id) = made.as_ref().and_then(|made| made["id"].as_str()).map(str::to_owned) else {
+                    continue;
+                };
+                if producing {
+                    self.producing = Some(id.clone());
                 }
+                let data =
+                    json!({ "transportId": id, "dtlsParameters": { "role": "client", "fingerprints": [] } });
+                // Its worker may hear of it although the answer is lost.
+                self.all.world.lock().ice.entry(self.client.clone()).or_default().transports.push(id);
+                self.ask(peer, "connectWebRtcTransport", data, false).await?;
             }
             let data = json!({ "displayName": "sim", "device": {}, "rtpCapabilities": capabilities });
             self.joined = self.ask(peer, "join", data, true).await?.is_some();

@@ -9,14 +9,20 @@ use std::{
 use rand::{Rng, SeedableRng, rngs::StdRng, seq::SliceRandom};
 use roomlog_bus::{
     bus::Bus,
-    commit::Commit,
+    commit::{Commit, StreamId, StreamKind},
     env::Env,
     ids::{EaId, EcId, NuveId},
     journal::Journal,
+    media::{TransportInventory, TransportState},
+    rpc::{NuveAnswer, NuveRequest, RPC_TIMEOUT, ask},
+    subject::Subject,
     time::{Clock, Timestamp},
 };
-use roomlog_ea::{EaSettings, testing::FakeSpawner};
-use roomlog_ec::{Ec, EcSettings};
+use roomlog_ea::{
+    EaSettings,
+    testing::{FakeSpawner, FakeWorker},
+};
+use roomlog_ec::{Ec, EcSettings, EcStatus};
 use roomlog_nuve::NuveSettings;
 use roomlog_projections::{directory::LiveDirectory, membership::MediaProbe};
 use serde_json::json;
@@ -64,6 +70,8 @@ pub struct Planted {
     pub forget_leave: u32,
     /// A node does not notice that it stood still: it takes the silence for the others'.
     pub unnoticed_pause: bool,
+    /// A repair of the log appends what went another way, too.
+    pub merge_fork: bool,
 }
 
 /// What a run came to.
@@ -123,13 +131,21 @@ enum Fault {
     Pause { for_: Micros },
     Unheard { for_: Micros },
     Worker,
+    Drain { within: Micros },
+    Truncate { span: Micros, repaired_after: Micros, crashed: u8 },
 }
 
 enum Later {
     Fault(usize, Fault),
     Knows(usize),
     Heal(usize),
+    Repair,
 }
+
+/// A drained node has ended and is started again within this after its deadline.
+const STARTS_AGAIN: Micros = 20 * S;
+/// After this an EA that was in trouble has been called lost, or is back and says what it holds.
+const TROUBLE_LASTS: Micros = 75 * S;
 
 /// Runs the cluster of `seed` and checks it.
 pub fn run(seed: u64, planted: Planted, text: bool) -> Outcome {
@@ -147,6 +163,7 @@ pub fn run(seed: u64, planted: Planted, text: bool) -> Outcome {
         lands_late: rate(&mut plan, 15),
         append_lost: rate(&mut plan, 15),
         follow_broken: rate(&mut plan, 3),
+        stale: rate(&mut plan, 400),
     };
     let world = World::new(seed, Chances::default(), planted, text);
     let counts = [
@@ -187,7 +204,7 @@ pub fn run(seed: u64, planted: Planted, text: bool) -> Outcome {
     for number in 0..faults {
         let at = plan.random_range(FAULTS_FROM..SETTLE_FROM);
         let target = plan.random_range(0..hosts.len() - 1);
-        let fault = match plan.random_range(0..8) {
+        let fault = match plan.random_range(0..10) {
             0..2 => Fault::Crash { for_: plan.random_range(S..25 * S) },
             2..4 => Fault::Cut {
                 for_: plan.random_range(S / 2..25 * S),
@@ -195,6 +212,12 @@ pub fn run(seed: u64, planted: Planted, text: bool) -> Outcome {
             },
             4..6 => Fault::Pause { for_: plan.random_range(S / 2..25 * S) },
             6 => Fault::Unheard { for_: plan.random_range(3 * S..8 * S) },
+            7 => Fault::Drain { within: plan.random_range(S..20 * S) },
+            8 => Fault::Truncate {
+                span: plan.random_range(S / 5..8 * S),
+                repaired_after: plan.random_range(2 * S..30 * S),
+                crashed: if plan.random() { plan.random() } else { 0 },
+            },
             _ => Fault::Worker,
         };
         later.insert((at, number), Later::Fault(target, fault));
@@ -249,6 +272,16 @@ fn count_panics() {
     });
 }
 
+/// The workers that live: the last one at each port.
+fn living(spawner: &FakeSpawner) -> Vec<FakeWorker> {
+    let mut living: BTreeMap<u16, FakeWorker> = BTreeMap::new();
+    for index in 0..spawner.started() {
+        let worker = spawner.worker(index);
+        living.insert(worker.port, worker);
+    }
+    living.into_values().collect()
+}
+
 /// What every node's beginning may need.
 struct Scene {
     world: Arc<World>,
@@ -278,7 +311,11 @@ impl Cluster {
     /// Nothing goes wrong any more: everybody is there and reached.
     fn settle(&mut self) {
         self.world.lock().chances = Chances::default();
+        let repairs = self.later.values().any(|later| matches!(later, Later::Repair));
         self.later.clear();
+        if repairs {
+            self.world.lock().repair();
+        }
         for host in &mut self.hosts {
             host.paused_until = host.paused_until.min(self.now);
             host.starts_at = host.starts_at.map(|at| at.min(self.now));
@@ -308,6 +345,7 @@ impl Cluster {
                         world.heal(node);
                     }
                 }
+                Later::Repair => self.world.lock().repair(),
                 Later::Fault(target, fault) => self.fault(target, fault),
             }
         }
@@ -328,6 +366,23 @@ impl Cluster {
         | Fault::Unheard { for_ } = fault
         {
             self.world.lock().nodes[target].trouble.push((now, now + for_));
+        }
+        if let Fault::Drain { within } = fault {
+            self.world.lock().nodes[target].trouble.push((now, now + within + STARTS_AGAIN));
+            return self.drain(target, within);
+        }
+        if let Fault::Truncate { span, repaired_after, crashed } = fault {
+            self.world.lock().truncate(span);
+            // A power cut took some of the nodes with it: they start having seen nothing.
+            for target in (0..self.hosts.len() - 1).filter(|target| crashed >> target & 1 == 1) {
+                let for_ = self.plan.random_range(S..6 * S);
+                self.fault(target, Fault::Crash { for_ });
+            }
+            // Nobody can be called lost for not being heard, but while nothing can be written nodes do not come back either.
+            for node in &mut self.world.lock().nodes {
+                node.trouble.push((now, now + repaired_after));
+            }
+            return self.put(now + repaired_after, Later::Repair);
         }
         let host = &mut self.hosts[target];
         match fault {
@@ -363,10 +418,78 @@ impl Cluster {
         }
     }
 
+    /// An operator's `roomlog drain`: the node ends, and is started again.
+    fn drain(&mut self, target: usize, within: Micros) {
+        let host = &self.hosts[target];
+        let node = match host.role {
+            Role::Ec => StreamId::new(StreamKind::Ec, &host.name),
+            Role::Ea => StreamId::new(StreamKind::Ea, &host.name),
+            Role::Nuve | Role::Clients => return,
+        };
+        let (Ok(node), Some(operator)) = (node, self.hosts.last()) else { return };
+        self.world.lock().fault("node drained");
+        let bus = SimBus::new(self.world.clone(), operator.index);
+        let request = NuveRequest::Drain { node, within: Duration::from_micros(within) };
+        if let Some(runtime) = &operator.runtime {
+            runtime.spawn(async move {
+                let subject = Subject::rpc_any(StreamKind::Nuve);
+                let _ = ask::<_, NuveAnswer>(&bus, subject, &request, RPC_TIMEOUT).await;
+            });
+        }
+    }
+
+    /// The ICE of clients that went silent, as their workers see it; and nobody may have been removed whose ICE they see alive.
+    fn look_at_ice(&mut self) {
+        let mut world = self.world.lock();
+        let now = world.now;
+        let over = world.ice.iter().filter(|(_, ice)| ice.ends.is_some_and(|ends| ends <= now));
+        let over: Vec<String> = over.map(|(client, _)| client.clone()).collect();
+        for client in over {
+            for transport in world.ice.remove(&client).unwrap_or_default().transports {
+                self.each_transport(|_, there| {
+                    if there.id.as_str() == transport {
+                        there.state = TransportState::Disconnected;
+                    }
+                });
+            }
+        }
+        for (room, client) in std::mem::take(&mut world.expired) {
+            *world.counts.checks.entry("clients removed for their silence").or_default() += 1;
+            let Some(ice) = world.ice.get(&client).cloned() else { continue };
+            let mut alive = Vec::new();
+            self.each_transport(|host, there| {
+                let hers = ice.transports.iter().any(|id| id == there.id.as_str());
+                if hers && there.state == TransportState::Connected {
+                    alive.push(host);
+                }
+            });
+            // An EA that is in trouble, or just was, says nothing of its clients, or has been called lost.
+            let since = now.saturating_sub(TROUBLE_LASTS);
+            let reported = alive.iter().find(|host| !world.nodes[**host].in_trouble(since, now));
+            if let Some(host) = reported {
+                let ea = world.nodes[*host].name.clone();
+                world.broken.push(format!("{client} was removed from {room}, and {ea} saw its ICE alive"));
+            }
+        }
+    }
+
+    /// Every transport on every worker that lives, with its host.
+    fn each_transport(&self, mut look: impl FnMut(usize, &mut TransportInventory)) {
+        for host in self.hosts.iter().filter(|host| host.runtime.is_some()) {
+            for worker in host.workers.iter().flat_map(living) {
+                let mut books = worker.books.lock().expect("one thread");
+                for transport in books.routers.values_mut().flat_map(|router| &mut router.transports) {
+                    look(host.index, transport);
+                }
+            }
+        }
+    }
+
     /// A quantum for each, in an order of its own each time.
     fn step(&mut self) {
         self.now += QUANTUM;
         self.world.advance(self.now);
+        self.look_at_ice();
         self.order.shuffle(&mut self.plan);
         let unnoticed = self.world.lock().planted.unnoticed_pause;
         for index in &self.order {
@@ -414,6 +537,7 @@ impl Host {
             .expect("a runtime without IO needs nothing");
         let world = scene.world.clone();
         world.lock().nodes[self.index].running = true;
+        world.lock().expect(self.index);
         world.lock().note(|| format!("start {}", self.name), &[]);
         let base = runtime.block_on(async { Instant::now() });
         let at = EPOCH.saturating_add(now).saturating_add_signed(self.skew);
@@ -561,20 +685,32 @@ async fn ec(part: Part) {
             answers
         })
     });
-    let ec = loop {
+    loop {
         let mut settings =
             EcSettings::new(EcId::new(&part.name).expect("a token"), format!("ws://{}/signal", part.name));
         settings.connections_per_second = 1_000_000;
         let (bus, journal) = (part.bus.clone(), part.journal.clone());
-        match Ec::start_with(settings, bus, journal, directory.clone(), part.env.clone(), probe.clone()).await
-        {
-            Ok(ec) => break ec,
-            Err(_) => sleep(START_AGAIN).await,
+        let started =
+            Ec::start_with(settings, bus, journal, directory.clone(), part.env.clone(), probe.clone());
+        let Ok(ec) = started.await else {
+            sleep(START_AGAIN).await;
+            continue;
+        };
+        let (door, sockets) = mpsc::unbounded_channel();
+        part.world.lock().doors.insert(part.name.clone(), Door::Socket(door));
+        let mut status = ec.status();
+        tokio::select! {
+            biased;
+            _ = axum::serve(Entrance { sockets }, ec.router()) => {}
+            _ = status.wait_for(|status| *status != EcStatus::Serving) => {}
         }
-    };
-    let (door, sockets) = mpsc::unbounded_channel();
-    part.world.lock().doors.insert(part.name.clone(), Door::Socket(door));
-    let _ = axum::serve(Entrance { sockets }, ec.router()).await;
+        // Whoever runs the process starts it again.
+        part.world.lock().count("ECs ended by themselves");
+        part.world.lock().doors.remove(&part.name);
+        ec.stop().await;
+        part.world.lock().hang_up(&part.name);
+        sleep(START_AGAIN).await;
+    }
 }
 
 async fn ea(part: Part, workers: FakeSpawner) {
@@ -587,6 +723,8 @@ async fn ea(part: Part, workers: FakeSpawner) {
             Ok(ea) => {
                 part.world.lock().media.insert(part.name.clone());
                 let reason = ea.ended().await;
+                ea.stop().await;
+                workers.workers.lock().expect("one thread").clear();
                 let mut world = part.world.lock();
                 world.note(|| format!("{} ended: {reason:?}", part.name), &[]);
                 world.count("EAs ended by themselves");

@@ -10,7 +10,7 @@ use roomlog_bus::{
 };
 use tokio::sync::{mpsc, oneshot};
 
-use super::world::{APPEND_TIMEOUT, Follower, Inner, World};
+use super::world::{APPEND_TIMEOUT, Follower, Inner, World, stamped};
 
 /// More than a run commits: a follower never loses anything for being slow.
 const FOLLOW_QUEUE: usize = 1 << 20;
@@ -54,8 +54,9 @@ impl SimJournal {
     }
 }
 
-fn head_of(world: &Inner, stream: &StreamId) -> Option<Head> {
-    world.streams.get(stream).and_then(|own| own.last()).map(|at| world.log[*at as usize - 1].head())
+fn head_of(world: &Inner, stream: &StreamId, until: u64) -> Option<Head> {
+    let own = world.streams.get(stream)?.iter().rev().find(|at| **at <= until)?;
+    Some(world.log[*own as usize - 1].head())
 }
 
 #[async_trait]
@@ -82,8 +83,10 @@ impl Journal for SimJournal {
         from: Version,
         limit: usize,
     ) -> Result<Vec<Arc<Commit>>, ReadError> {
+        let node = self.node;
         self.ask(|world| {
-            let own = world.streams.get(stream).into_iter().flatten();
+            let until = world.readable(node);
+            let own = world.streams.get(stream).into_iter().flatten().filter(|at| **at <= until);
             let commits = own.map(|at| &world.log[*at as usize - 1]);
             commits.filter(|commit| commit.last_version() >= from).take(limit).cloned().collect()
         })
@@ -91,23 +94,34 @@ impl Journal for SimJournal {
     }
 
     async fn head(&self, stream: &StreamId) -> Result<Option<Head>, ReadError> {
-        self.ask(|world| head_of(world, stream)).await
+        let node = self.node;
+        self.ask(|world| {
+            let until = world.readable(node);
+            head_of(world, stream, until)
+        })
+        .await
     }
 
     async fn streams(&self, kind: StreamKind) -> Result<Vec<(StreamId, Head)>, ReadError> {
         self.ask(|world| {
             let of_kind = world.streams.keys().filter(|stream| stream.kind() == kind);
-            of_kind.filter_map(|stream| Some((stream.clone(), head_of(world, stream)?))).collect()
+            of_kind.filter_map(|stream| Some((stream.clone(), head_of(world, stream, u64::MAX)?))).collect()
         })
         .await
     }
 
     async fn follow(&self, from: Cursor) -> Result<Follow, ReadError> {
-        let next = from.0.first().copied().unwrap_or(0) + 1;
+        let from = from.0.first().copied().unwrap_or(0);
         let (sender, receiver) = mpsc::channel(FOLLOW_QUEUE);
         let node = self.node;
         self.ask(move |world| {
             let end = world.log.len() as u64;
+            let next = from.wrapping_sub(stamped(world.repairs, 0)).wrapping_add(1);
+            let next = if from == 0 { 1 } else { next };
+            if world.nodes[node].blocked || next > end + 1 {
+                let reason = "truncated, or of before a repair".to_owned();
+                return Err(ReadError::Damaged { place: "the log".into(), reason });
+            }
             let id = world.id();
             let follower = Follower { node, next, caught_up_after: end, caught_up: false, last: 0, sender };
             world.followers.insert(id, follower);
@@ -115,12 +129,18 @@ impl Journal for SimJournal {
             for sequence in next - 1..=end {
                 world.send_on(id, sequence);
             }
+            Ok(())
         })
-        .await?;
+        .await??;
         Ok(Follow { receiver })
     }
 
     async fn tail(&self) -> Result<Cursor, ReadError> {
-        self.ask(|world| Cursor(vec![world.log.len() as u64])).await
+        self.ask(|world| Cursor(vec![stamped(world.repairs, world.log.len() as u64)])).await
+    }
+
+    async fn is_replaced(&self, cursor: &Cursor) -> bool {
+        let at = cursor.0.first().copied().unwrap_or(0);
+        at != 0 && at >> 45 != self.world.lock().repairs
     }
 }

@@ -16,6 +16,7 @@ mod check;
 mod client;
 mod cluster;
 mod journal;
+mod truncation;
 mod world;
 
 pub use cluster::{Outcome, Planted, run};

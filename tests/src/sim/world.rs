@@ -9,7 +9,8 @@ use axum::{body::Bytes, http::Request, http::StatusCode};
 use rand::{Rng, RngCore, SeedableRng, rngs::StdRng};
 use roomlog_bus::{
     bus::Message,
-    commit::{Commit, Payload, StreamId},
+    commit::{Commit, CommitId, Payload, StreamId},
+    events::Event,
     journal::{AppendError, Cursor, Entry, Followed},
     rpc::EaRequest,
     subject::Pattern,
@@ -71,6 +72,16 @@ pub struct Chances {
     pub append_lost: u32,
     /// A follower is told that the log cannot be followed further.
     pub follow_broken: u32,
+    /// A read is answered by a leader that was deposed a moment ago.
+    pub stale: u32,
+}
+
+/// Why a client whose time to resume is over has left.
+const EXPIRED: &str = "timeout";
+
+/// A sequence in a cursor, with the repair it is as of: JetStream's engine does the same.
+pub fn stamped(repairs: u64, sequence: u64) -> u64 {
+    repairs << 45 | sequence
 }
 
 /// A usual message takes up to this long.
@@ -128,7 +139,7 @@ pub(super) struct Follower {
 }
 
 /// Something under way.
-enum Due {
+pub(super) enum Due {
     Message {
         from: usize,
         subscriber: u64,
@@ -143,6 +154,7 @@ enum Due {
         node: usize,
         reply: oneshot::Sender<Result<(), AppendError>>,
         result: Result<(), AppendError>,
+        copied: Arc<Commit>,
     },
     Follow {
         follower: u64,
@@ -164,6 +176,12 @@ pub(super) struct Node {
     pub trouble: Vec<(Micros, Micros)>,
     /// Its heartbeats are lost until then, and nothing else of it.
     pub unheard_until: Micros,
+    /// The last sequence it was given or had acknowledged since it started.
+    pub seen: u64,
+    /// It has seen of the log what is not there any more: it appends and follows nothing until that was repaired.
+    pub blocked: bool,
+    /// Its local copy, which survives crashes: what it had acknowledged.
+    pub copied: Vec<Arc<Commit>>,
 }
 
 impl Node {
@@ -182,7 +200,7 @@ pub(super) struct Inner {
     /// Every line of the trace, if it is wanted as text.
     pub lines: Option<Vec<String>>,
     next_id: u64,
-    queue: BTreeMap<(Micros, u64), Due>,
+    pub(super) queue: BTreeMap<(Micros, u64), Due>,
     pub subscribers: BTreeMap<u64, Subscriber>,
     turns: BTreeMap<String, u64>,
     pub followers: BTreeMap<u64, Follower>,
@@ -204,6 +222,25 @@ pub(super) struct Inner {
     heard: BTreeMap<(usize, String), Micros>,
     /// What was seen to be wrong while it happened.
     pub broken: Vec<String>,
+    /// How often the log was repaired.
+    pub repairs: u64,
+    /// When each commit was first stored: a repair stores some again.
+    pub first_stored: BTreeMap<CommitId, Micros>,
+    /// Commits that a repair set aside.
+    pub aside: Vec<Arc<Commit>>,
+    /// Since when and until when a client's ICE is alive, by client.
+    pub ice: BTreeMap<String, Ice>,
+    /// Clients that were removed since anybody looked: room and client.
+    pub expired: Vec<(String, String)>,
+}
+
+/// The ICE of one client.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Ice {
+    /// Its transports.
+    pub transports: Vec<String>,
+    /// When it goes silent, once that is known.
+    pub ends: Option<Micros>,
 }
 
 /// What lies between the nodes. Only one thread ever has it; the lock is for the traits' sake.
@@ -235,6 +272,11 @@ impl World {
             planted,
             heard: BTreeMap::new(),
             broken: Vec::new(),
+            repairs: 0,
+            first_stored: BTreeMap::new(),
+            aside: Vec::new(),
+            ice: BTreeMap::new(),
+            expired: Vec::new(),
         })))
     }
 
@@ -343,6 +385,7 @@ impl Inner {
                 let _ = sender.try_send(message);
             }
             Due::Append { from, commit, reply } => {
+                let copied = Arc::new(Commit::clone(&commit));
                 let result = self.append(*commit, from);
                 let Some(reply) = reply else { return };
                 if self.chance(self.chances.ack_lost) {
@@ -350,11 +393,17 @@ impl Inner {
                     return;
                 }
                 let at = self.now + self.delay();
-                self.push(at, Due::Acknowledged { node: from, reply, result });
+                self.push(at, Due::Acknowledged { node: from, reply, result, copied });
             }
-            Due::Acknowledged { node, reply, result } => {
+            Due::Acknowledged { node, reply, result, copied } => {
                 if self.nodes[node].cut {
                     return self.fault("acknowledgement to a node that is cut off");
+                }
+                if result.is_ok() && !reply.is_closed() {
+                    // Synced before anybody is answered.
+                    self.nodes[node].copied.push(copied.clone());
+                    let at = self.place_of(&copied);
+                    self.nodes[node].seen = self.nodes[node].seen.max(at);
                 }
                 let _ = reply.send(result);
             }
@@ -457,6 +506,9 @@ impl Inner {
     }
 
     fn append(&mut self, commit: Commit, from: usize) -> Result<(), AppendError> {
+        if self.nodes[from].blocked {
+            return Err(AppendError::Unavailable { reason: "the log is truncated".into() });
+        }
         let own = self.streams.get(&commit.stream).map_or(&[][..], Vec::as_slice);
         let head = own.last().map(|at| self.log[*at as usize - 1].head());
         let leaves = || commit.events.iter().any(|event| event.kind.as_ref() == "ClientLeft");
@@ -476,18 +528,31 @@ impl Inner {
                 return Err(AppendError::Conflict { stream: commit.stream, version: commit.version, head });
             }
         }
-        let sequence = self.log.len() as u64 + 1;
         self.count("commits");
+        self.store(Arc::new(commit), from);
+        Ok(())
+    }
+
+    /// Puts a commit at the end of the log and sends it to all followers.
+    pub fn store(&mut self, commit: Arc<Commit>, from: usize) {
+        let sequence = self.log.len() as u64 + 1;
         let bytes = commit.encode();
         self.note(|| format!("commit {from} {} {}", commit.stream, commit.version), &bytes);
+        for event in commit.events.iter().filter(|event| event.kind.as_ref() == "ClientLeft") {
+            if let Ok(Event::ClientLeft(left)) = Event::decode(event)
+                && left.reason == EXPIRED
+            {
+                self.expired.push((commit.stream.id().to_owned(), left.client.to_string()));
+            }
+        }
         self.streams.entry(commit.stream.clone()).or_default().push(sequence);
-        self.log.push(Arc::new(commit));
-        self.stored.push(self.now);
+        let now = self.now;
+        self.stored.push(*self.first_stored.entry(commit.id).or_insert(now));
+        self.log.push(commit);
         let followers: Vec<u64> = self.followers.keys().copied().collect();
         for follower in followers {
             self.send_on(follower, sequence);
         }
-        Ok(())
     }
 
     /// Sends a stored commit on its way to a follower.
@@ -525,8 +590,10 @@ impl Inner {
         let Some(follower) = self.followers.get_mut(&id) else { return };
         if let Some(commit) = commit {
             follower.next += 1;
+            let node = &mut self.nodes[node];
+            node.seen = node.seen.max(sequence);
             if !(skip || lose_tail) {
-                let entry = Entry { cursor: Cursor(vec![sequence]), commit };
+                let entry = Entry { cursor: Cursor(vec![stamped(self.repairs, sequence)]), commit };
                 let _ = follower.sender.try_send(Followed::Entry(entry));
             }
         }
@@ -578,12 +645,18 @@ impl Inner {
         self.followers.retain(|_, f| f.node != node);
         self.nodes[node].connected.clear();
         self.nodes[node].running = false;
+        (self.nodes[node].seen, self.nodes[node].blocked) = (0, false);
         let name = self.nodes[node].name.clone();
         self.doors.remove(&name);
-        while let Some(link) = self.links.range((name.clone(), 0)..=(name.clone(), u64::MAX)).next() {
+        self.hang_up(&name);
+        self.media.remove(&name);
+    }
+
+    /// Breaks what clients have of a node.
+    pub fn hang_up(&mut self, name: &str) {
+        while let Some(link) = self.links.range((name.to_owned(), 0)..=(name.to_owned(), u64::MAX)).next() {
             let key = link.0.clone();
             self.links.remove(&key);
         }
-        self.media.remove(&name);
     }
 }
