@@ -21,6 +21,8 @@ fn the_media_bench_measures_a_real_worker() {
     assert!(number("us_per_packet") > 0.1 && number("us_per_packet") < 10_000.0, "{report}");
     assert!(number("delay_p50_ms") > 0.0 && number("delay_p99_ms") >= number("delay_p50_ms"), "{report}");
     assert!(report["generator_ceiling_pps"].as_u64() > Some(1_000), "{report}");
+    let floor = |name: &str| report["floor"][name].as_f64();
+    assert!(floor("gso_us") > Some(0.05) && floor("gso_us") < floor("send_us"), "{report}");
     let memory = report["bytes_per_consumer"].as_u64();
     assert!(memory > Some(1_000) && memory < Some(10_000_000), "{report}");
     assert!(said.contains("packets/s at most"), "the generator's own ceiling comes first: {said}");

@@ -24,7 +24,7 @@ use rustix::time::{ClockId, clock_gettime};
 use super::{FRAME_PACKETS, peer::Peer, worker::stay_off_the_worker};
 
 /// Bytes of one datagram to the worker, with the tag of SRTP.
-const PACKET_BYTES: usize = 1052;
+pub(super) const PACKET_BYTES: usize = 1052;
 
 /// Bytes of the tag.
 const TAG: usize = 16;
@@ -40,7 +40,7 @@ const KEY_FRAMES: u32 = 128;
 const QUIET: Duration = Duration::from_millis(150);
 
 /// How often receivers look that do not wait to be woken: it adds half of this to the delay.
-const LOOK: Duration = Duration::from_micros(200);
+pub(super) const LOOK: Duration = Duration::from_micros(200);
 
 /// A frame is slept for until this long before its time, and then waited for, since sleeping is late by about as much.
 const SPIN: Duration = Duration::from_micros(80);
@@ -94,7 +94,7 @@ fn nanoseconds() -> u64 {
     now.tv_sec as u64 * 1_000_000_000 + now.tv_nsec as u64
 }
 
-fn thread_cpu() -> Duration {
+pub(super) fn thread_cpu() -> Duration {
     let now = clock_gettime(ClockId::ThreadCPUTime);
     Duration::new(now.tv_sec as u64, now.tv_nsec as u32)
 }

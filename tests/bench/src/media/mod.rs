@@ -11,6 +11,7 @@
 //! it in system calls is in it, on loopback with that also the way into the receiver's socket. What is not the worker's is to wake a receiver
 //! that sleeps on the same machine, which the kernel would do in the worker's time as well: receivers here look by themselves, unless `--wake`.
 
+mod floor;
 mod load;
 mod peer;
 mod worker;
@@ -58,7 +59,7 @@ const TRY: Duration = Duration::from_secs(2);
 /// A rate that is not carried is tried so often: a machine that does something else for a moment is no limit of the worker.
 const TRIES: usize = 3;
 
-/// How long the ceiling of the generator is measured.
+/// How long the ceiling of the generator is measured, and each of the floors.
 const CEILING: Duration = Duration::from_millis(500);
 
 /// Arguments of `roomlog bench media`.
@@ -100,6 +101,7 @@ enum Case {
 struct Report {
     /// Packets/s that the generator can encrypt and send.
     generator_ceiling_pps: u64,
+    floor: floor::Floor,
     cases: Vec<CaseReport>,
     /// Memory of the worker per consumer (with its transport), after the last case, in bytes.
     bytes_per_consumer: u64,
@@ -149,7 +151,13 @@ pub fn run(args: &MediaArgs) -> anyhow::Result<ExitCode> {
     let identity = Identity::new()?;
     let ceiling = load::ceiling(CEILING)?;
     eprintln!("generator: {ceiling} packets/s at most, encrypted and sent");
-    let mut report = Report { generator_ceiling_pps: ceiling, cases: Vec::new(), bytes_per_consumer: 0 };
+    let floor = floor::measure(CEILING)?;
+    eprintln!(
+        "sending alone: {:.2} µs a packet by one call each, {:.2} by one call for {FRAME_PACKETS} (GSO)",
+        floor.send_us, floor.gso_us
+    );
+    let mut report =
+        Report { generator_ceiling_pps: ceiling, floor, cases: Vec::new(), bytes_per_consumer: 0 };
     for case in [Case::Light, Case::Full] {
         if args.case.is_some_and(|only| only != case) {
             continue;
