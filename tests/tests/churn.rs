@@ -465,12 +465,22 @@ async fn signaller(world: Arc<World>, mut rng: StdRng, number: u64) -> anyhow::R
                 world.tally.did("vanished");
             }
             _ => {
+                let broke_off = Instant::now();
                 peer.break_off().await;
                 tokio::time::sleep(RESUME.mul_f64(rng.random_range(0.0..0.6))).await;
                 let mut back = Peer::open(&format!("{url}?resume=1"), Policy::Accept).await?;
                 let resume = json!({ "clientId": opened["clientId"], "roomId": opened["roomId"], "resumeKey": opened["resumeKey"], "since": opened["v"] });
-                back.ask("resume", resume).await.context("within the time to resume")?;
-                world.tally.did("broke off and came back");
+                match back.try_ask("resume", resume).await? {
+                    Ok(_) => world.tally.did("broke off and came back"),
+                    // The machine stood still until the time was over.
+                    Err((1002, _)) if broke_off.elapsed() >= RESUME => {
+                        world.tally.did("came back too late");
+                        continue;
+                    }
+                    Err((code, reason)) => {
+                        anyhow::bail!("resume after {:?}: {code} {reason}", broke_off.elapsed())
+                    }
+                }
                 back.leave().await;
             }
         }

@@ -173,9 +173,8 @@ async fn what_is_no_http_is_refused_or_cut_off() -> anyhow::Result<()> {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn what_asks_the_gateway_for_no_socket_is_refused_and_counted() -> anyhow::Result<()> {
-    let cell =
-        Cell::start(Shape { ec: |settings| settings.connections_per_second = 20, ..Shape::default() })
-            .await?;
+    let cell = Cell::start(Shape { ec: |settings| settings.connections_per_second = 20, ..Shape::default() })
+        .await?;
     let bystander = Bystander::start(&cell).await?;
     let upgrade = |path: &str, version: &str, key: &str| {
         format!(
