@@ -66,6 +66,8 @@ enum Command {
 enum Bench {
     /// The SFU worker: what a packet costs, and how many a core carries. docs/performance.md says how to read it.
     Media(roomlog_bench::media::MediaArgs),
+    /// The log: durable appends beside the raw file, folding, opening. docs/performance.md says how to read it.
+    Log(roomlog_bench::log::LogArgs),
 }
 
 #[derive(Args)]
@@ -97,6 +99,10 @@ fn main() -> ExitCode {
             roomlog_sfu::run_worker().map(|()| ExitCode::SUCCESS).map_err(Into::into)
         }
         Command::Bench(Bench::Media(args)) => roomlog_bench::media::run(&args),
+        Command::Bench(Bench::Log(args)) => {
+            log_to_stderr(Some("error"));
+            roomlog_bench::log::run(&args)
+        }
         Command::Replay(args) => {
             log_to_stderr(Some("off")); // what is wrong with the log is in the answer
             replay::run(args)

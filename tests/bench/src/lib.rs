@@ -1,7 +1,8 @@
 //! Measurements that anybody can repeat: what `roomlog bench` runs.
 //!
-//! [`media`] measures the way of a packet through a real SFU worker.
+//! [`media`] measures the way of a packet through a real SFU worker, [`log`] that of a commit to the disk and back into state.
 
 #![forbid(unsafe_code)]
 
+pub mod log;
 pub mod media;
