@@ -18,6 +18,8 @@ const options = {
   minify: !process.argv.includes('--watch'),
   sourcemap: process.argv.includes('--watch') ? 'inline' : false,
   legalComments: 'none', // See licenses.txt.
+  // While watching, changes of the package show at once.
+  alias: process.argv.includes('--watch') ? { 'roomlog-client': './client/src/index.ts' } : {},
   logLevel: 'info',
 };
 
@@ -25,7 +27,12 @@ await rm(out, { recursive: true, force: true });
 await mkdir(out, { recursive: true });
 await cp('static', out, { recursive: true });
 if (process.argv.includes('--watch')) await (await context(options)).watch();
-else await licenses((await build({ ...options, metafile: true })).metafile);
+else {
+  const { metafile } = await build({ ...options, metafile: true });
+  // The package as one module, for pages that are written without a bundler.
+  await build({ ...options, entryPoints: [{ in: 'roomlog-client', out: 'client' }], format: 'esm' });
+  await licenses(metafile);
+}
 
 /** The licences of what is bundled ask to travel with it. */
 async function licenses({ inputs }) {

@@ -249,7 +249,7 @@ export class FakeServer {
       const client = { id: clientId, user, room, ws, resumeKey: id('key'), displayName: undefined, producers: new Map(), consumers: new Map(), history: [], unanswered: new Map(), answers: new Map(), admittedAt: room.v };
       this.clients.set(clientId, client);
       room.clients.set(clientId, client);
-      answer({ clientId, roomId: room.id, resumeKey: client.resumeKey, locateUrl: `${this.url}/v1/rooms/${room.id}/locate`, v: room.v, media: this.media(room), ec: this.ec });
+      answer({ clientId, roomId: room.id, resumeKey: client.resumeKey, locateUrl: `/v1/rooms/${room.id}/locate`, v: room.v, media: this.media(room), ec: this.ec });
       return client;
     }
     const client = this.clients.get(data.clientId);

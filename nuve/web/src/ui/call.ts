@@ -1,6 +1,6 @@
 /** The call: tiles, the bar of controls, and what is to be said when something is not well. */
 
-import { type CloseReason, type PeerInfo, type Remote, RoomClient, type RoomStatus } from '../client/index.js';
+import { type CloseReason, type PeerInfo, type Remote, RoomClient, type RoomStatus } from 'roomlog-client';
 import { canShareScreen, openScreen, type VideoWish } from './devices.js';
 import { h, icon } from './dom.js';
 import { videoEncodings } from './encodings.js';

@@ -1,6 +1,6 @@
 /** Asks for the size of picture that a tile can show, and no more. */
 
-import type { Remote, RoomClient } from '../client/index.js';
+import type { Remote, RoomClient } from 'roomlog-client';
 
 /** ms between looks; a resize need not be answered at once. */
 const PERIOD = 1_000;

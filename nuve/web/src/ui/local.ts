@@ -1,6 +1,6 @@
 /** Our own camera and microphone: open, on or off, which device, what is wrong. Knows nothing of rooms. */
 
-import { Emitter } from '../client/emitter.js';
+import { Emitter } from 'roomlog-client';
 import { type Chosen, type DeviceKind, openDevice, type VideoWish } from './devices.js';
 import { savePrefs } from './prefs.js';
 

@@ -1,6 +1,6 @@
 /** The page: lobby, call, good-bye, and the way between them. */
 
-import { browserEnv, type CloseReason, fetchDemoService, fetchToken, HttpError, roomByName, RoomClient } from '../client/index.js';
+import { type CloseReason, fetchDemoService, fetchToken, HttpError, RoomClient } from 'roomlog-client';
 import { call, type Call } from './call.js';
 import { h } from './dom.js';
 import { lobby, brandMark, type Lobby, type LobbyValues } from './lobby.js';
@@ -8,7 +8,6 @@ import { LocalMedia } from './local.js';
 import { loadPrefs, readAddress, savePrefs } from './prefs.js';
 import { RoomProbe } from './probe.js';
 
-const env = browserEnv();
 const address = readAddress();
 const prefs = loadPrefs();
 const root = document.getElementById('app')!;
@@ -45,12 +44,11 @@ function explain(error: unknown): string {
 
 function client(values: LobbyValues): RoomClient {
   return new RoomClient({
-    env,
     displayName: values.name,
     device: { flag: 'browser', name: navigator.userAgent.includes('Firefox') ? 'Firefox' : navigator.userAgent.includes('Chrome') ? 'Chrome' : 'Safari' },
     admit: async () => {
-      const { publishableKey } = await fetchDemoService(env, baseUrl);
-      return fetchToken(env, baseUrl, { publishableKey, room: roomByName(values.room), user: values.name });
+      const { publishableKey } = await fetchDemoService(baseUrl);
+      return fetchToken(baseUrl, { publishableKey, room: values.room, user: values.name });
     },
   });
 }

@@ -1,6 +1,6 @@
 /** `window.__roomlog`: what tests and the curious may look at. It observes; the page does not depend on it. */
 
-import type { Remote, RoomClient } from '../client/index.js';
+import type { Remote, RoomClient } from 'roomlog-client';
 
 /** ms between looks for a first decoded frame: the precision of the measurement. */
 const LOOK = 10;

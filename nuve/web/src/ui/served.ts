@@ -1,6 +1,6 @@
 /** Which nodes serve this call: a quiet line beside the room's name, and the whole ids, as the log has them, in the dialog. */
 
-import type { Placement } from '../client/index.js';
+import type { Placement } from 'roomlog-client';
 import { h } from './dom.js';
 
 /** Characters of an id up to which the line shows all of it; of a longer, random one it shows the first six, as `roomlog replay` does. */

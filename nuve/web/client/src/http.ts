@@ -1,7 +1,7 @@
-/** NUVE's HTTP calls that a browser needs: the demo service, a token, where a room is. */
+/** NUVE's HTTP calls that a page needs: the demo service, a token, where a room is. */
 
 import type { Admission, Location } from './types.js';
-import { type Env, within } from './env.js';
+import { browserEnv, type Env, within } from './env.js';
 
 /** ms; a browser would wait minutes for a host that swallows packets. */
 const HTTP_TIMEOUT = 6_000;
@@ -48,32 +48,38 @@ async function call<T>(env: Env, what: string, url: string, init?: RequestInit):
   );
 }
 
+/** A service that every server has for trying things out, unless it was switched off. */
 export interface DemoService {
   publishableKey: string;
   service: string;
 }
 
-export const fetchDemoService = (env: Env, baseUrl: string): Promise<DemoService> =>
-  call(env, 'asking for the demo service', `${baseUrl}/v1/demo`);
+/** Asks the NUVE at `server` (such as `https://rooms.example`) for its demo service; status 404 where there is none. */
+export const fetchDemoService = (server: string, env: Env = browserEnv()): Promise<DemoService> =>
+  call(env, 'asking for the demo service', `${base(server)}/v1/demo`);
 
 export interface TokenRequest {
+  /** The service's publishable key, `pk_…`. The secret key has no place in a page. */
   publishableKey: string;
-  /** A room id, or `name:` and the room's name. */
+  /** The room's name. */
   room: string;
+  /** The user's name, 1 to 128 characters. */
   user: string;
-  role?: string;
+  /** `viewer` may only receive. `presenter` unless given. */
+  role?: 'presenter' | 'viewer';
+  /** Makes the room if there is none of that name, where the service lets its publishable key do so. True unless given. */
   create?: boolean;
 }
 
-/** `name:` plus the name as one path segment. */
-export const roomByName = (name: string): string => `name:${encodeURIComponent(name)}`;
-
-export const fetchToken = (env: Env, baseUrl: string, request: TokenRequest): Promise<Admission> =>
-  call(env, 'asking for a token', `${baseUrl}/v1/rooms/${request.room}/tokens`, {
+/** Asks the NUVE at `server` for a token, which admits one client once. Where your own server hands tokens out, ask that instead. */
+export const fetchToken = (server: string, request: TokenRequest, env: Env = browserEnv()): Promise<Admission> =>
+  call(env, 'asking for a token', `${base(server)}/v1/rooms/name:${encodeURIComponent(request.room)}/tokens`, {
     method: 'POST',
     headers: { authorization: `Bearer ${request.publishableKey}`, 'content-type': 'application/json' },
     body: JSON.stringify({ user: request.user, role: request.role ?? 'presenter', create: request.create ?? true }),
   });
+
+const base = (server: string): string => server.replace(/\/+$/, '');
 
 export const locate = (env: Env, locateUrl: string): Promise<Location> =>
   call(env, 'asking where the room is', locateUrl);

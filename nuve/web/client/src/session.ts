@@ -110,7 +110,7 @@ export class Session extends Emitter<SessionEvents> {
         const token = this.#admission.token;
         const opened = (await this.#connect(withQuery(this.#wsUrl, 'token', token), 'token', { token })) as unknown as Opened;
         this.#opened = opened;
-        this.#locateUrl = opened.locateUrl ?? this.#locateUrl;
+        if (opened.locateUrl) this.#locateUrl = this.#atNuve(opened.locateUrl);
         this.#seen(opened.v);
         this.#enliven();
         this.emit('open');
@@ -155,16 +155,21 @@ export class Session extends Emitter<SessionEvents> {
   }
 
   /** The room is said to have moved, or its EC to be cut off: go where NUVE says, stay if that is here. */
-  async follow(locateUrl = this.#locateUrl): Promise<void> {
-    this.#locateUrl = locateUrl;
+  async follow(locateUrl?: string): Promise<void> {
+    if (locateUrl) this.#locateUrl = this.#atNuve(locateUrl);
     try {
-      const { wsUrl } = await locate(this.#env, locateUrl);
+      const { wsUrl } = await locate(this.#env, this.#locateUrl);
       if (!this.#live || wsUrl === this.#wsUrl) return;
       this.#wsUrl = wsUrl;
     } catch {
       return; // Nobody knows better: the socket we have is the best we know.
     }
     this.breakSocket();
+  }
+
+  /** An EC does not know at which address NUVE was asked, so it names a path there; the page may come from elsewhere. */
+  #atNuve(url: string): string {
+    return new URL(url, this.#admission.locateUrl).toString();
   }
 
   /** One socket and its first request. Resolves once that is answered; the socket is then ours. */

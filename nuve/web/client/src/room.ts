@@ -35,8 +35,11 @@ export interface RoomOptions {
   /** Fetches a token: at the first join, and whenever the old standing is lost. */
   admit: () => Promise<Admission>;
   displayName: string;
+  /** What the others are told of our browser. */
   device?: DeviceInfo;
+  /** Clock, dice, fetch and sockets; the browser's own unless given. */
   env?: Env;
+  /** @internal */
   makeDevice?: MakeDevice;
 }
 
@@ -146,10 +149,12 @@ export class RoomClient extends Emitter<RoomEvents> {
     return this.#placement;
   }
 
+  /** @internal */
   get session(): Session | undefined {
     return this.#session;
   }
 
+  /** @internal */
   get plane(): MediaPlane | undefined {
     return this.#plane;
   }
