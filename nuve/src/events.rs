@@ -41,6 +41,7 @@ const MAX_KNOWN: usize = 65_536;
 
 /// What is wanted of the stream.
 #[derive(Deserialize, IntoParams)]
+#[into_params(parameter_in = Query)]
 pub struct Wanted {
     /// Only of this room: id, or `name:<name>`.
     room: Option<String>,

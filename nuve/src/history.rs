@@ -22,6 +22,7 @@ const MAX_PAGE: usize = 1_000;
 
 /// Which part of a room's history.
 #[derive(Deserialize, IntoParams)]
+#[into_params(parameter_in = Query)]
 pub struct Part {
     /// The first version wanted; 1 unless given.
     from: Option<u64>,

@@ -462,6 +462,7 @@ pub async fn create(
 
 /// Which part of a list.
 #[derive(Deserialize, IntoParams)]
+#[into_params(parameter_in = Query)]
 pub struct Page {
     /// How many at most: 1 to 1000, 100 unless given.
     limit: Option<usize>,
@@ -504,6 +505,7 @@ pub async fn list(
 
 /// From which version on a read is served.
 #[derive(Deserialize, IntoParams)]
+#[into_params(parameter_in = Query)]
 pub struct MinVersion {
     /// Waits for this version of the room: what a `Roomlog-Version` header said.
     pub min_version: Option<u64>,
