@@ -65,7 +65,11 @@ impl Books {
             }
             MediaCommand::ConnectTransport { transport, .. } => {
                 match router.transports.iter_mut().find(|t| t.id == *transport) {
-                    Some(found) => found.state = TransportState::Connected,
+                    // Told again, or late, it does not bring back a transport whose ICE has ended.
+                    Some(found) if found.state == TransportState::New => {
+                        found.state = TransportState::Connected
+                    }
+                    Some(_) => {}
                     None => return no("transport", transport.as_str()),
                 }
                 Ok(MediaAnswer::Done)

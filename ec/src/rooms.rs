@@ -17,7 +17,14 @@ use crate::{
 /// The inboxes of the running rooms.
 #[derive(Default)]
 pub(crate) struct Rooms {
-    inboxes: Mutex<BTreeMap<RoomId, mpsc::Sender<RoomMessage>>>,
+    running: Mutex<Running>,
+}
+
+#[derive(Default)]
+struct Running {
+    inboxes: BTreeMap<RoomId, mpsc::Sender<RoomMessage>>,
+    /// This start of the EC is over: a room that began now would have nobody to tell it that it is another's.
+    over: bool,
 }
 
 impl Rooms {
@@ -29,7 +36,11 @@ impl Rooms {
         room: &RoomId,
         message: RoomMessage,
     ) -> Result<mpsc::Sender<RoomMessage>, Refusal> {
-        let mut inboxes = self.lock();
+        let mut running = self.lock();
+        if running.over {
+            return Err(Refusal::Retry("this EC begins again".into()));
+        }
+        let inboxes = &mut running.inboxes;
         let inbox = inboxes.entry(room.clone()).or_insert_with(|| {
             let (inbox, messages) = mpsc::channel(shared.settings.room_queue);
             tokio::spawn(Room::new(shared.clone(), room.clone()).run(messages));
@@ -47,7 +58,7 @@ impl Rooms {
 
     /// Gives a message to every running room.
     pub(crate) fn broadcast(&self, mut message: impl FnMut() -> RoomMessage) {
-        for (room, inbox) in self.lock().iter() {
+        for (room, inbox) in &self.lock().inboxes {
             if inbox.try_send(message()).is_err() {
                 tracing::warn!(%room, "a room is too busy for news; its inventory comes back to it");
             }
@@ -56,35 +67,40 @@ impl Rooms {
 
     /// Whether `room` runs.
     pub(crate) fn runs(&self, room: &RoomId) -> bool {
-        self.lock().contains_key(room)
+        self.lock().inboxes.contains_key(room)
     }
 
     /// How many run.
     pub(crate) fn len(&self) -> usize {
-        self.lock().len()
+        self.lock().inboxes.len()
     }
 
     /// Takes a room off the list unless a message has come in.
     pub(crate) fn retire(&self, room: &RoomId, inbox: &mut mpsc::Receiver<RoomMessage>) -> bool {
-        let mut inboxes = self.lock();
+        let mut running = self.lock();
         if !inbox.is_empty() {
             return false;
         }
-        inboxes.remove(room);
+        running.inboxes.remove(room);
         inbox.close();
         true
     }
 
-    /// Ends every room task, which closes its sockets. Dropping the inboxes would not do: each socket holds one.
+    /// Ends every room task, which closes its sockets, and lets none begin any more. Dropping the inboxes would not do: each socket holds one.
     pub(crate) fn clear(&self) {
-        for inbox in std::mem::take(&mut *self.lock()).into_values() {
+        let inboxes = {
+            let mut running = self.lock();
+            running.over = true;
+            std::mem::take(&mut running.inboxes)
+        };
+        for inbox in inboxes.into_values() {
             if let Err(TrySendError::Full(end)) = inbox.try_send(RoomMessage::End) {
                 tokio::spawn(async move { inbox.send(end).await });
             }
         }
     }
 
-    fn lock(&self) -> MutexGuard<'_, BTreeMap<RoomId, mpsc::Sender<RoomMessage>>> {
-        self.inboxes.lock().unwrap_or_else(PoisonError::into_inner)
+    fn lock(&self) -> MutexGuard<'_, Running> {
+        self.running.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
