@@ -8,9 +8,8 @@ use std::sync::{
 use async_trait::async_trait;
 
 use crate::{
-    commit::{Commit, Head, StreamId, StreamKind},
-    ids::Version,
-    journal::{AppendError, Cursor, Follow, Journal, PurgeError, ReadError},
+    commit::Commit,
+    journal::{AppendError, Before, Journal},
     local_copy::LocalCopy,
 };
 
@@ -35,7 +34,11 @@ impl CopiedJournal {
 }
 
 #[async_trait]
-impl Journal for CopiedJournal {
+impl Before for CopiedJournal {
+    fn behind(&self) -> &dyn Journal {
+        &*self.cluster
+    }
+
     async fn append(&self, commit: Commit) -> Result<(), AppendError> {
         self.cluster.append(commit.clone()).await?;
         // It is in the cluster's log, and that is what was asked: a full disk here must not stop rooms that the cluster carries.
@@ -50,42 +53,5 @@ impl Journal for CopiedJournal {
             Err(_) => {}
         }
         Ok(())
-    }
-
-    async fn read(
-        &self,
-        stream: &StreamId,
-        from: Version,
-        limit: usize,
-    ) -> Result<Vec<Arc<Commit>>, ReadError> {
-        self.cluster.read(stream, from, limit).await
-    }
-
-    async fn head(&self, stream: &StreamId) -> Result<Option<Head>, ReadError> {
-        self.cluster.head(stream).await
-    }
-
-    async fn streams(&self, kind: StreamKind) -> Result<Vec<(StreamId, Head)>, ReadError> {
-        self.cluster.streams(kind).await
-    }
-
-    async fn follow(&self, from: Cursor) -> Result<Follow, ReadError> {
-        self.cluster.follow(from).await
-    }
-
-    async fn tail(&self) -> Result<Cursor, ReadError> {
-        self.cluster.tail().await
-    }
-
-    async fn purge(&self, streams: &[(StreamId, Version)]) -> Result<(), PurgeError> {
-        self.cluster.purge(streams).await
-    }
-
-    async fn beyond_loss(&self, from: &Cursor) -> Option<Cursor> {
-        self.cluster.beyond_loss(from).await
-    }
-
-    async fn is_replaced(&self, cursor: &Cursor) -> bool {
-        self.cluster.is_replaced(cursor).await
     }
 }

@@ -152,7 +152,7 @@ pub trait Journal: Send + Sync + 'static {
 
     /// Forgets of each stream the commits that end below the version given with it: nothing gives them any more, and their space comes
     /// back in time. A version beyond the head forgets the whole stream, whose name must not be used again. Once this is answered no power
-    /// cut brings them back. What is to be kept elsewhere is the caller's affair, and must be there before. Journals that stand before another one need not do it.
+    /// cut brings them back. What is to be kept elsewhere is the caller's affair, and must be there before.
     async fn purge(&self, _streams: &[(StreamId, Version)]) -> Result<(), PurgeError> {
         Err(PurgeError { reason: "this one keeps everything".into() })
     }
@@ -166,6 +166,67 @@ pub trait Journal: Send + Sync + 'static {
     /// more. Following goes on from the beginning, into a new fold.
     async fn is_replaced(&self, _cursor: &Cursor) -> bool {
         false
+    }
+}
+
+/// A journal that stands before another one: whatever it does not do itself, that one does. Whoever implements this is a [`Journal`].
+#[async_trait]
+pub trait Before: Send + Sync + 'static {
+    /// The other one.
+    fn behind(&self) -> &dyn Journal;
+
+    /// See [`Journal::append`].
+    async fn append(&self, commit: Commit) -> Result<(), AppendError> {
+        self.behind().append(commit).await
+    }
+
+    /// See [`Journal::follow`].
+    async fn follow(&self, from: Cursor) -> Result<Follow, ReadError> {
+        self.behind().follow(from).await
+    }
+}
+
+#[async_trait]
+impl<T: Before> Journal for T {
+    async fn append(&self, commit: Commit) -> Result<(), AppendError> {
+        Before::append(self, commit).await
+    }
+
+    async fn read(
+        &self,
+        stream: &StreamId,
+        from: Version,
+        limit: usize,
+    ) -> Result<Vec<Arc<Commit>>, ReadError> {
+        self.behind().read(stream, from, limit).await
+    }
+
+    async fn head(&self, stream: &StreamId) -> Result<Option<Head>, ReadError> {
+        self.behind().head(stream).await
+    }
+
+    async fn streams(&self, kind: StreamKind) -> Result<Vec<(StreamId, Head)>, ReadError> {
+        self.behind().streams(kind).await
+    }
+
+    async fn follow(&self, from: Cursor) -> Result<Follow, ReadError> {
+        Before::follow(self, from).await
+    }
+
+    async fn tail(&self) -> Result<Cursor, ReadError> {
+        self.behind().tail().await
+    }
+
+    async fn purge(&self, streams: &[(StreamId, Version)]) -> Result<(), PurgeError> {
+        self.behind().purge(streams).await
+    }
+
+    async fn beyond_loss(&self, from: &Cursor) -> Option<Cursor> {
+        self.behind().beyond_loss(from).await
+    }
+
+    async fn is_replaced(&self, cursor: &Cursor) -> bool {
+        self.behind().is_replaced(cursor).await
     }
 }
 

@@ -114,12 +114,7 @@ mod tests {
     use async_trait::async_trait;
 
     use super::*;
-    use crate::{
-        commit::{RawEvent, StreamKind},
-        ids::Incarnation,
-        journal::{Cursor, Follow, ReadError},
-        memory_journal::MemoryJournal,
-    };
+    use crate::{commit::RawEvent, ids::Incarnation, journal::Before, memory_journal::MemoryJournal};
 
     /// A log whose leader is gone: what is asked of it stays unanswered, or is refused, until another is elected.
     struct Leaderless {
@@ -131,7 +126,11 @@ mod tests {
     }
 
     #[async_trait]
-    impl Journal for Leaderless {
+    impl Before for Leaderless {
+        fn behind(&self) -> &dyn Journal {
+            &self.stored
+        }
+
         async fn append(&self, commit: Commit) -> Result<(), AppendError> {
             let stream = commit.stream.clone();
             if Instant::now() >= self.elected {
@@ -145,21 +144,6 @@ mod tests {
                 true => Err(AppendError::Unknown { stream }),
                 false => Err(AppendError::Unavailable { reason: "no leader".into() }),
             }
-        }
-        async fn read(&self, s: &StreamId, v: Version, n: usize) -> Result<Vec<Arc<Commit>>, ReadError> {
-            self.stored.read(s, v, n).await
-        }
-        async fn head(&self, stream: &StreamId) -> Result<Option<Head>, ReadError> {
-            self.stored.head(stream).await
-        }
-        async fn streams(&self, kind: StreamKind) -> Result<Vec<(StreamId, Head)>, ReadError> {
-            self.stored.streams(kind).await
-        }
-        async fn follow(&self, from: Cursor) -> Result<Follow, ReadError> {
-            self.stored.follow(from).await
-        }
-        async fn tail(&self) -> Result<Cursor, ReadError> {
-            self.stored.tail().await
         }
     }
 

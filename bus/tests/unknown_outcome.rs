@@ -10,11 +10,11 @@ use std::{
 
 use async_trait::async_trait;
 use roomlog_bus::{
-    commit::{Commit, Head, StreamId, StreamKind, Writer},
+    commit::{Commit, StreamId, Writer},
     env::Env,
     events::{Event, RoomCreated},
     ids::{EcId, Incarnation, RoomId, ServiceId, Version},
-    journal::{AppendError, Cursor, Follow, Journal, ReadError, read_all},
+    journal::{AppendError, Before, Journal, read_all},
     log::{Draft, Log},
     memory_journal::MemoryJournal,
 };
@@ -37,7 +37,11 @@ struct Fateful {
 }
 
 #[async_trait]
-impl Journal for Fateful {
+impl Before for Fateful {
+    fn behind(&self) -> &dyn Journal {
+        &self.inner
+    }
+
     async fn append(&self, commit: Commit) -> Result<(), AppendError> {
         let unknown = Err(AppendError::Unknown { stream: commit.stream.clone() });
         let fate = self.fates.lock().unwrap().pop_front();
@@ -54,31 +58,6 @@ impl Journal for Fateful {
                 unknown
             }
         }
-    }
-
-    async fn read(
-        &self,
-        stream: &StreamId,
-        from: Version,
-        limit: usize,
-    ) -> Result<Vec<Arc<Commit>>, ReadError> {
-        self.inner.read(stream, from, limit).await
-    }
-
-    async fn head(&self, stream: &StreamId) -> Result<Option<Head>, ReadError> {
-        self.inner.head(stream).await
-    }
-
-    async fn streams(&self, kind: StreamKind) -> Result<Vec<(StreamId, Head)>, ReadError> {
-        self.inner.streams(kind).await
-    }
-
-    async fn follow(&self, from: Cursor) -> Result<Follow, ReadError> {
-        self.inner.follow(from).await
-    }
-
-    async fn tail(&self) -> Result<Cursor, ReadError> {
-        self.inner.tail().await
     }
 }
 

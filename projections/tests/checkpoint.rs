@@ -9,11 +9,11 @@ use std::sync::{
 
 use async_trait::async_trait;
 use roomlog_bus::{
-    commit::{Commit, Head, StreamId, StreamKind, Writer},
+    commit::{StreamId, Writer},
     env::Env,
     events::{ClientAdmitted, ClientJoined, ClientLeft, Event, RoomCreated, RoomDeleted},
     ids::{ClientId, Incarnation, NuveId, RoomId, ServiceId, Version},
-    journal::{AppendError, Cursor, Follow, Journal, ReadError},
+    journal::{Before, Cursor, Follow, Journal, ReadError},
     log::{Draft, Log},
     memory_journal::MemoryJournal,
     time::Timestamp,
@@ -28,30 +28,14 @@ struct Noting {
 }
 
 #[async_trait]
-impl Journal for Noting {
-    async fn append(&self, commit: Commit) -> Result<(), AppendError> {
-        self.inner.append(commit).await
+impl Before for Noting {
+    fn behind(&self) -> &dyn Journal {
+        &self.inner
     }
-    async fn read(
-        &self,
-        stream: &StreamId,
-        from: Version,
-        limit: usize,
-    ) -> Result<Vec<Arc<Commit>>, ReadError> {
-        self.inner.read(stream, from, limit).await
-    }
-    async fn head(&self, stream: &StreamId) -> Result<Option<Head>, ReadError> {
-        self.inner.head(stream).await
-    }
-    async fn streams(&self, kind: StreamKind) -> Result<Vec<(StreamId, Head)>, ReadError> {
-        self.inner.streams(kind).await
-    }
+
     async fn follow(&self, from: Cursor) -> Result<Follow, ReadError> {
         self.from.store(from.0.first().copied().unwrap_or(0), Ordering::Relaxed);
         self.inner.follow(from).await
-    }
-    async fn tail(&self) -> Result<Cursor, ReadError> {
-        self.inner.tail().await
     }
 }
 

@@ -12,11 +12,11 @@ use axum::{
 };
 use roomlog_bus::{
     bus::{Bus, Headers, Message, respond},
-    commit::{Commit, Head, Payload, StreamId, StreamKind, Writer},
+    commit::{Commit, Payload, StreamId, Writer},
     env::Env,
     events::{ClientAdmitted, ClientJoined, ClientLeft, Event, NodeRegistered, RoomDeleted, RoomOpened},
     ids::{ClientId, EcId, Epoch, Incarnation, NuveId, RoomId, Version},
-    journal::{AppendError, Cursor, Follow, Followed, Journal, ReadError, read_all},
+    journal::{Before, Cursor, Follow, Followed, Journal, ReadError, read_all},
     log::{Draft, Log},
     memory_bus::MemoryBus,
     memory_journal::MemoryJournal,
@@ -109,26 +109,9 @@ struct LateJournal {
 }
 
 #[async_trait::async_trait]
-impl Journal for LateJournal {
-    async fn append(&self, commit: Commit) -> Result<(), AppendError> {
-        self.journal.append(commit).await
-    }
-
-    async fn read(
-        &self,
-        stream: &StreamId,
-        from: Version,
-        limit: usize,
-    ) -> Result<Vec<Arc<Commit>>, ReadError> {
-        self.journal.read(stream, from, limit).await
-    }
-
-    async fn head(&self, stream: &StreamId) -> Result<Option<Head>, ReadError> {
-        self.journal.head(stream).await
-    }
-
-    async fn streams(&self, kind: StreamKind) -> Result<Vec<(StreamId, Head)>, ReadError> {
-        self.journal.streams(kind).await
+impl Before for LateJournal {
+    fn behind(&self) -> &dyn Journal {
+        &*self.journal
     }
 
     async fn follow(&self, from: Cursor) -> Result<Follow, ReadError> {
@@ -152,10 +135,6 @@ impl Journal for LateJournal {
             }
         });
         Ok(Follow { receiver })
-    }
-
-    async fn tail(&self) -> Result<Cursor, ReadError> {
-        self.journal.tail().await
     }
 }
 
