@@ -335,6 +335,33 @@ async fn an_append_whose_acknowledgement_is_lost_is_unknown_and_then_settled() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_question_whose_answer_is_lost_is_asked_again_within_its_time() {
+    let Some((_folder, server)) = server(&Options::default()) else { return };
+    let proxy = Proxy::before(server.port()).await;
+    let connection = connect(&proxy.url).await;
+    let journal = connection.jetstream(JetStreamSettings::default()).await.unwrap();
+    let mut pen = Pen::new("asked-again");
+    pen.append(&journal).await;
+    let commit = pen.draft();
+    proxy.mute.store(true, Ordering::SeqCst);
+    let read = tokio::spawn({
+        let (journal, stream) = (journal.clone(), pen.stream.clone());
+        async move { journal.read(&stream, Version(1), 1).await }
+    });
+    let append = tokio::spawn({
+        let (journal, commit) = (journal.clone(), commit.clone());
+        async move { journal.append(commit).await }
+    });
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    proxy.mute.store(false, Ordering::SeqCst);
+    assert_eq!(read.await.unwrap().unwrap().len(), 1);
+    append.await.unwrap().unwrap();
+    let stored = read_all(&journal, &pen.stream, Version(1)).await.unwrap();
+    assert_eq!(stored.len(), 2, "it was sent twice and stored once");
+    assert_eq!(*stored[1], commit);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_last_commit_that_got_lost_on_the_way_to_a_follower_is_noticed() {
     let Some((_folder, server)) = server(&Options::default()) else { return };
     let proxy = Proxy::before(server.port()).await;

@@ -192,7 +192,7 @@ const REFUSAL_WITHIN: usize = 200;
 pub(super) struct Anything {}
 
 impl Shared {
-    /// Calls `$JS.API.<call>`.
+    /// Calls `$JS.API.<call>`, and once more where no answer comes: all our calls may be repeated.
     pub(super) async fn api<T: DeserializeOwned>(
         &self,
         call: &str,
@@ -200,7 +200,8 @@ impl Shared {
         timeout: Duration,
     ) -> Result<T, ApiError> {
         let body = serde_json::to_vec(request).expect("our own requests have text keys");
-        let answer = self.inbox.ask(&format!("$JS.API.{call}"), None, body.into(), timeout).await?;
+        let answer =
+            self.inbox.ask_again(&format!("$JS.API.{call}"), None, body.into(), timeout, |_| true).await?;
         let payload = &answer.payload;
         // A refusal says so right at the beginning; an answer of hundreds of KiB need not be read through for it.
         let begin = &payload[..payload.len().min(REFUSAL_WITHIN)];

@@ -151,11 +151,10 @@ impl Core {
     async fn publish(&self, subject: &Subject, headers: &HeaderMap, bytes: &Bytes, expected: u64) -> Tried {
         let mut headers = headers.clone();
         headers.insert("Nats-Expected-Last-Subject-Sequence", expected.to_string());
-        let asked = self
-            .shared
-            .inbox
-            .ask(subject.as_str(), Some(headers), bytes.clone(), self.settings.ack_timeout)
-            .await;
+        // The message's id and the expected sequence let it be stored once, however often it is sent.
+        let inbox = &self.shared.inbox;
+        let (headers, timeout) = (Some(headers), self.settings.ack_timeout);
+        let asked = inbox.ask_again(subject.as_str(), headers, bytes.clone(), timeout, is_final).await;
         let answer = match asked {
             Ok(answer) => answer,
             Err(AskError::NotSent(reason)) => return Tried::NotStored(reason),
@@ -213,6 +212,16 @@ impl Core {
             _ => Err(conflict()),
         }
     }
+}
+
+/// Whether this answer to a message that was sent more than once says what became of it.
+fn is_final(answer: &async_nats::Message) -> bool {
+    let ack = serde_json::from_slice::<Ack>(&answer.payload).ok();
+    ack.is_some_and(|ack| match ack.error {
+        None => true,
+        // The sequence may be wrong by the first of them: the end is looked at. All else speaks of the last one only.
+        Some(refusal) => matches!(refused(refusal), Tried::WrongSequence),
+    })
 }
 
 fn is_same(a: &Arc<Commit>, b: &Commit) -> bool {
