@@ -44,6 +44,11 @@ cargo_tool() {
   cargo install --quiet --locked --root "$root" "$name@$version"
 }
 
+# Python that can make itself a folder of packages.
+need_python() {
+  command -v python3 >/dev/null && python3 -c 'import venv, ensurepip' 2>/dev/null || apt_install "$1" python3 python3-venv
+}
+
 # Installs a folder's npm packages as its lock file says, unless that has been done since the lock file changed.
 npm_packages() {
   local stamp=$1/node_modules/.roomlog-lock

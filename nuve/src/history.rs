@@ -13,7 +13,7 @@ use crate::{
     app::{App, AppState},
     http::{At, Params, SecretKey},
     problem::{self, Problem},
-    rooms::{RoomRef, no_room},
+    rooms::{RoomRef, check_version, no_room},
 };
 
 /// Commits in one answer unless asked otherwise, and at most.
@@ -25,8 +25,10 @@ const MAX_PAGE: usize = 1_000;
 #[into_params(parameter_in = Query)]
 pub struct Part {
     /// The first version wanted; 1 unless given.
+    #[param(maximum = 9007199254740991u64)]
     from: Option<u64>,
     /// How many commits at most: 1 to 1000, 100 unless given.
+    #[param(minimum = 1, maximum = 1000, default = 100)]
     limit: Option<usize>,
 }
 
@@ -67,7 +69,7 @@ pub fn commit_json(commit: &Commit) -> Value {
 }
 
 /// Reads a room's history. A deleted room's is read by its id.
-#[utoipa::path(get, path = "/v1/rooms/{room}/history", tag = "rooms", params(("room" = String, Path, description = "id, or `name:<name>`"), Part), security(("secret" = [])), responses(
+#[utoipa::path(get, path = "/v1/rooms/{room}/history", operation_id = "history", tag = "rooms", params(("room" = String, Path), Part), security(("secret" = [])), responses(
     (status = 200, body = History), (status = 404, body = problem::ProblemDocument),
 ))]
 pub async fn read(
@@ -80,6 +82,8 @@ pub async fn read(
     if !(1..=MAX_PAGE).contains(&limit) {
         return Err(problem::BAD_REQUEST.detail(format!("`limit` is {limit}; 1 to {MAX_PAGE} are allowed.")));
     }
+    let from = part.from.unwrap_or(1);
+    check_version("from", from)?;
     let room = RoomRef::parse(&room)?;
     let id = match &room {
         RoomRef::Id(id) => id.clone(),
@@ -92,7 +96,7 @@ pub async fn read(
     if App::service_of(&first).as_ref() != Some(&service) {
         return Err(no_room(&room));
     }
-    let mut commits = app.journal.read(&stream, Version(part.from.unwrap_or(1)), limit + 1).await?;
+    let mut commits = app.journal.read(&stream, Version(from), limit + 1).await?;
     let more = commits.len() > limit;
     commits.truncate(limit);
     let next = commits.last().filter(|_| more).map(|last| last.last_version().next().0);

@@ -30,6 +30,7 @@ use tokio::{
 
 pub mod app;
 pub mod credentials;
+mod describe;
 pub mod ecs;
 pub mod events;
 pub mod history;

@@ -17,8 +17,8 @@ use utoipa::{
 use utoipa_axum::{router::OpenApiRouter, routes};
 
 use crate::{
-    app::AppState, events, history, http, metrics, nodes, pages, problem, rooms, services, state, tokens,
-    users,
+    app::AppState, describe, events, history, http, metrics, nodes, pages, problem, rooms, services, state,
+    tokens, users,
 };
 
 /// Bodies may have this many bytes: `metadata` of 16 KiB, escaped to the worst, and the rest beside it.
@@ -69,7 +69,8 @@ pub fn router(app: AppState) -> Router {
         .routes(routes!(nodes::readyz))
         .routes(routes!(nodes::list));
     let (api, description) = api.split_for_parts();
-    let description = Arc::new(description);
+    let description = serde_json::to_value(description).expect("a description has text keys");
+    let description = Arc::new(describe::complete(description));
     let describe = move || {
         let description = description.clone();
         async move { Json((*description).clone()) }

@@ -57,6 +57,8 @@ problems! {
         "/openapi.json lists the methods of every route.";
     NO_ROOM = "no-such-room", NOT_FOUND, "No such room",
         "It was never made, was deleted, or belongs to another service. A name is written `name:<name>`.";
+    NOWHERE = "room-nowhere", NOT_FOUND, "The room is on no EC yet",
+        "Ask for a token: the first one gives the room its EC. Nobody is in the room, so there is nothing to come back to.";
     NO_USER = "no-such-user", NOT_FOUND, "No such user in the room",
         "Users are named by client id, as in the list of users. It may have left.";
     NO_SERVICE = "no-such-service", NOT_FOUND, "No such service",

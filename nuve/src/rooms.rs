@@ -22,7 +22,7 @@ use roomlog_bus::{
 };
 use roomlog_projections::room::{Owner, RoomState};
 use serde::{Deserialize, Serialize};
-use serde_json::Value;
+use serde_json::{Map, Value};
 use sha2::{Digest as _, Sha256};
 use utoipa::{IntoParams, ToSchema};
 
@@ -43,6 +43,17 @@ const PAGE: usize = 100;
 const MAX_PAGE: usize = 1_000;
 /// How long a read waits for `min_version` to arrive before it asks the journal, milliseconds: what is on its way is here by then.
 const VERSION_WAIT_MS: u64 = 1_000;
+
+/// The largest number that every reader of JSON has exactly (RFC 8259 §6): no room comes near it.
+const MAX_VERSION: u64 = (1 << 53) - 1;
+
+/// Refuses what no version will ever be.
+pub fn check_version(field: &str, version: u64) -> Result<(), Problem> {
+    if version <= MAX_VERSION {
+        return Ok(());
+    }
+    Err(problem::BAD_REQUEST.detail(format!("`{field}` is {version}; no version is beyond {MAX_VERSION}.")))
+}
 
 /// How a request names a room.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -182,6 +193,7 @@ impl App {
         let Some(wanted) = min_version else {
             return self.look(service, room, look).await?.ok_or_else(|| no_room(room));
         };
+        check_version("min_version", wanted)?;
         let (id, version) = self
             .look(service, room, |id, state| (id.clone(), state.version()))
             .await?
@@ -358,16 +370,16 @@ pub fn ec_failed(room: &RoomId, owner: &Owner, answer: Result<EcAnswer, RpcError
 pub struct NewRoom {
     /// A name for people, unique within the service. Without one the room is known by its id.
     #[serde(default)]
-    #[schema(example = "standup", max_length = 128)]
+    #[schema(example = "standup", min_length = 1, max_length = 128, pattern = r"^[^\x00-\x1f\x7f-\x9f]*$")]
     name: Option<String>,
     /// `ROOM-BEST`: all clients on one EA. `TTL-BEST`, each client on the EA nearest to it, is refused until there is cascading.
     #[serde(default)]
-    #[schema(value_type = String, example = "ROOM-BEST", default = "ROOM-BEST")]
+    #[schema(value_type = String, pattern = "^ROOM-BEST$", example = "ROOM-BEST", default = "ROOM-BEST")]
     eapolicy: EaPolicy,
-    /// The application's own, up to 16 KiB.
+    /// The application's own, an object of up to 16 KiB; null is an empty one.
     #[serde(default)]
-    #[schema(value_type = Object)]
-    metadata: Value,
+    #[schema(value_type = Option<Object>)]
+    metadata: Option<Map<String, Value>>,
 }
 
 /// A room.
@@ -384,7 +396,7 @@ pub struct Room {
     eapolicy: EaPolicy,
     /// The application's own.
     #[schema(value_type = Object)]
-    metadata: Value,
+    metadata: Map<String, Value>,
     /// When it was made, Unix milliseconds.
     created: u64,
     /// Its version: goes up with everything that happens in it.
@@ -408,7 +420,7 @@ fn describe(id: &RoomId, state: &RoomState) -> Room {
         id: id.clone(),
         name: info.map(|info| info.name.clone()).unwrap_or_default(),
         eapolicy: info.map(|info| info.eapolicy).unwrap_or_default(),
-        metadata: info.map(|info| info.metadata.clone()).unwrap_or_default(),
+        metadata: info.and_then(|info| info.metadata.as_object().cloned()).unwrap_or_default(),
         created: info.map_or(0, |info| info.created.as_millis()),
         version: state.version().0,
         open: state.open,
@@ -433,10 +445,8 @@ pub async fn create(
     if let Some(name) = &new.name {
         check_name("room", name)?;
     }
-    if !(new.metadata.is_null() || new.metadata.is_object()) {
-        return Err(problem::INVALID_FIELD.detail("`metadata` is not an object."));
-    }
-    if new.metadata.to_string().len() > MAX_METADATA_BYTES {
+    let metadata = Value::Object(new.metadata.unwrap_or_default());
+    if metadata.to_string().len() > MAX_METADATA_BYTES {
         return Err(
             problem::INVALID_FIELD.detail(format!("`metadata` has more than {MAX_METADATA_BYTES} bytes."))
         );
@@ -445,7 +455,7 @@ pub async fn create(
         return Err(problem::INVALID_FIELD
             .detail("`eapolicy` TTL-BEST needs cascading between EAs, which this version does not have: use ROOM-BEST."));
     }
-    let wanted = Wanted { name: new.name.clone(), eapolicy: new.eapolicy, metadata: new.metadata };
+    let wanted = Wanted { name: new.name.clone(), eapolicy: new.eapolicy, metadata };
     match app.make_room(&service, wanted, false, cause).await? {
         Made::New { id, version, .. } => {
             app.settle(&StreamId::from(&id), version).await;
@@ -465,6 +475,7 @@ pub async fn create(
 #[into_params(parameter_in = Query)]
 pub struct Page {
     /// How many at most: 1 to 1000, 100 unless given.
+    #[param(minimum = 1, maximum = 1000, default = 100)]
     limit: Option<usize>,
     /// Goes on after this one: the `next` of the page before.
     after: Option<String>,
@@ -508,11 +519,12 @@ pub async fn list(
 #[into_params(parameter_in = Query)]
 pub struct MinVersion {
     /// Waits for this version of the room: what a `Roomlog-Version` header said.
+    #[param(maximum = 9007199254740991u64)]
     pub min_version: Option<u64>,
 }
 
 /// Reads a room.
-#[utoipa::path(get, path = "/v1/rooms/{room}", tag = "rooms", params(("room" = String, Path, description = "id, or `name:<name>`"), MinVersion), security(("secret" = [])), responses(
+#[utoipa::path(get, path = "/v1/rooms/{room}", tag = "rooms", params(("room" = String, Path), MinVersion), security(("secret" = [])), responses(
     (status = 200, body = Room), (status = 404, body = problem::ProblemDocument),
     (status = 412, description = "the room has no such version yet", body = problem::ProblemDocument),
 ))]
@@ -527,7 +539,7 @@ pub async fn get(
 }
 
 /// Deletes a room and puts out whoever is in it.
-#[utoipa::path(delete, path = "/v1/rooms/{room}", tag = "rooms", params(("room" = String, Path, description = "id, or `name:<name>`")), security(("secret" = [])), responses(
+#[utoipa::path(delete, path = "/v1/rooms/{room}", tag = "rooms", params(("room" = String, Path)), security(("secret" = [])), responses(
     (status = 204, description = "deleted", headers(("Roomlog-Version" = u64, description = "version of the room"))),
     (status = 404, body = problem::ProblemDocument), (status = 503, description = "the room's EC does not answer", body = problem::ProblemDocument),
 ))]

@@ -36,7 +36,7 @@ const DEMO_FILE: &str = "demo-service.json";
 #[serde(rename_all = "camelCase")]
 pub struct NewService {
     /// A name for people.
-    #[schema(example = "my app", max_length = 128)]
+    #[schema(example = "my app", min_length = 1, max_length = 128, pattern = r"^[^\x00-\x1f\x7f-\x9f]*$")]
     name: String,
     /// Whether its publishable key may make rooms, by asking for a token with `create`.
     #[serde(default)]

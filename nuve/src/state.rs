@@ -40,7 +40,7 @@ pub struct States {
 }
 
 /// Reads a room's state from the log and from all who hold it.
-#[utoipa::path(get, path = "/v1/rooms/{room}/state", tag = "rooms", params(("room" = String, Path, description = "id, or `name:<name>`")), security(("secret" = [])), responses(
+#[utoipa::path(get, path = "/v1/rooms/{room}/state", operation_id = "state", tag = "rooms", params(("room" = String, Path)), security(("secret" = [])), responses(
     (status = 200, body = States), (status = 404, body = problem::ProblemDocument),
 ))]
 pub async fn read(

@@ -65,7 +65,7 @@ impl Role {
 #[serde(rename_all = "camelCase")]
 pub struct TokenRequest {
     /// The user's name.
-    #[schema(example = "Ann", max_length = 128)]
+    #[schema(example = "Ann", min_length = 1, max_length = 128, pattern = r"^[^\x00-\x1f\x7f-\x9f]*$")]
     user: String,
     /// What the user may do.
     #[serde(default)]
@@ -75,11 +75,11 @@ pub struct TokenRequest {
     create: bool,
     /// How its EAs are chosen, if this makes the room.
     #[serde(default)]
-    #[schema(value_type = Option<String>, example = "ROOM-BEST")]
+    #[schema(value_type = String, pattern = "^ROOM-BEST$", example = "ROOM-BEST", default = "ROOM-BEST")]
     eapolicy: EaPolicy,
     /// The client's id, if it is not to be a fresh one: 1 to 64 of `A-Z a-z 0-9 _ -`.
     #[serde(default)]
-    #[schema(value_type = Option<String>)]
+    #[schema(value_type = Option<String>, pattern = "^[A-Za-z0-9_-]{1,64}$")]
     peer_id: Option<ClientId>,
 }
 
@@ -120,7 +120,7 @@ pub struct Location {
 
 /// Makes a token for a room. The first token of a room gives it an EC; all later ones name the same.
 #[utoipa::path(post, path = "/v1/rooms/{room}/tokens", tag = "tokens", request_body = TokenRequest,
-    params(("room" = String, Path, description = "id, or `name:<name>`")), security(("secret" = []), ("publishable" = [])), responses(
+    params(("room" = String, Path)), security(("secret" = []), ("publishable" = [])), responses(
     (status = 201, body = TokenAnswer), (status = 404, body = problem::ProblemDocument), (status = 429, body = problem::ProblemDocument),
     (status = 503, description = "no EC, or the log is away", body = problem::ProblemDocument),
 ))]
@@ -217,7 +217,7 @@ impl App {
 }
 
 /// Tells a client where its room is now. Wants no key: who knows a room's id learns only which host serves it.
-#[utoipa::path(get, path = "/v1/rooms/{room}/locate", tag = "tokens", params(("room" = String, Path, description = "id of the room")), responses(
+#[utoipa::path(get, path = "/v1/rooms/{room}/locate", tag = "tokens", params(("room" = String, Path)), responses(
     (status = 200, body = Location), (status = 404, body = problem::ProblemDocument),
     (status = 503, description = "it has no EC now; see Retry-After", body = problem::ProblemDocument),
 ))]
@@ -246,9 +246,7 @@ pub async fn locate(
         }
     };
     let Some(owner) = room.owner.clone() else {
-        return Err(problem::NO_EC
-            .detail(format!("Room {id} has had no token yet, so it is nowhere."))
-            .retry_after(1));
+        return Err(problem::NOWHERE.detail(format!("Room {id} has had no token yet.")));
     };
     app.ecs.check(&app.bus, &owner.ec);
     let ecs = app.ecs.view(&app.directory.read());

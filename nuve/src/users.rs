@@ -79,8 +79,9 @@ fn no_user(room: &RoomRef, user: &str) -> Problem {
 }
 
 /// Lists who is in a room.
-#[utoipa::path(get, path = "/v1/rooms/{room}/users", tag = "users", params(("room" = String, Path, description = "id, or `name:<name>`"), MinVersion), security(("secret" = [])), responses(
+#[utoipa::path(get, path = "/v1/rooms/{room}/users", tag = "users", params(("room" = String, Path), MinVersion), security(("secret" = [])), responses(
     (status = 200, body = Users), (status = 404, body = problem::ProblemDocument),
+    (status = 412, description = "the room has no such version yet", body = problem::ProblemDocument),
 ))]
 pub async fn list(
     State(app): State<AppState>,
@@ -99,8 +100,9 @@ pub async fn list(
 
 /// Reads one user.
 #[utoipa::path(get, path = "/v1/rooms/{room}/users/{user}", tag = "users", params(
-    ("room" = String, Path, description = "id, or `name:<name>`"), ("user" = String, Path, description = "client id"), MinVersion), security(("secret" = [])), responses(
+    ("room" = String, Path), ("user" = String, Path), MinVersion), security(("secret" = [])), responses(
     (status = 200, body = User), (status = 404, body = problem::ProblemDocument),
+    (status = 412, description = "the room has no such version yet", body = problem::ProblemDocument),
 ))]
 pub async fn get(
     State(app): State<AppState>,
@@ -121,7 +123,7 @@ pub async fn get(
 
 /// Puts a user out of a room.
 #[utoipa::path(delete, path = "/v1/rooms/{room}/users/{user}", tag = "users", params(
-    ("room" = String, Path, description = "id, or `name:<name>`"), ("user" = String, Path, description = "client id")), security(("secret" = [])), responses(
+    ("room" = String, Path), ("user" = String, Path)), security(("secret" = [])), responses(
     (status = 204, description = "put out", headers(("Roomlog-Version" = u64, description = "version of the room"))),
     (status = 404, body = problem::ProblemDocument), (status = 503, description = "the room's EC does not answer", body = problem::ProblemDocument),
 ))]

@@ -162,6 +162,20 @@ async fn every_route_is_described_and_counted() {
             assert!(paths[path].get(method).is_some(), "{method} {path}");
         }
     }
+    let mut names: Vec<_> = paths
+        .values()
+        .flat_map(|item| item.as_object().unwrap().values())
+        .map(|operation| operation["operationId"].as_str().unwrap())
+        .collect();
+    let all = names.len();
+    names.sort_unstable();
+    names.dedup();
+    assert_eq!(names.len(), all, "a link, or a client made from this, would take one for the other");
+    let refused = &paths["/v1/rooms"]["post"]["responses"];
+    for status in ["400", "401", "403", "409", "413", "415", "422", "429", "503", "504"] {
+        let document = &refused[status]["content"]["application/problem+json"]["schema"]["$ref"];
+        assert_eq!(*document, "#/components/schemas/ProblemDocument", "{status}: {refused}");
+    }
     let token = &api["components"]["schemas"]["TokenAnswer"]["properties"];
     for field in ["token", "roomId", "clientId", "wsUrl", "expiresAt", "locateUrl"] {
         assert!(token.get(field).is_some(), "{field} in {token}");
