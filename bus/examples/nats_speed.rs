@@ -37,7 +37,8 @@ fn commit(stream: &StreamId, head: Option<Head>, rng: &mut StdRng) -> Commit {
         cause: Cause::of("request"),
         command: Payload::encode(&serde_bytes::ByteBuf::from(data)),
         facts: Payload::default(),
-        events: vec![RawEvent { kind: "X".into(), schema: 1, data: Payload::encode(&1) }],
+        events: vec![RawEvent::new("X", 1, Payload::encode(&1))],
+        more: Default::default(),
     }
 }
 

@@ -1,7 +1,8 @@
 //! The commit: the unit of appending. All events of one decision, in one message, accepted whole or not at all.
 //!
 //! On disk and on the wire a commit is a MessagePack map with named fields, so that any language reads it and fields can be added.
-//! Each event is a type tag beside an opaque payload: a reader that does not know the type carries it on.
+//! Each event is a type tag beside an opaque payload: a reader that does not know the type carries it on, as it does fields that it does
+//! not know of a commit, its cause and its events' frames. A writer's name and incarnation have no other fields: new ones go beside it.
 
 use std::{fmt, str::FromStr, sync::Arc};
 
@@ -11,6 +12,7 @@ use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use uuid::Uuid;
 
 use crate::{
+    carried::{More, carries},
     ids::{Epoch, Incarnation, Version, is_token},
     time::Timestamp,
 };
@@ -222,6 +224,7 @@ impl fmt::Debug for Payload {
 
 /// An event as it is carried: a type tag beside an opaque payload.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(remote = "Self")]
 pub struct RawEvent {
     /// Name in the catalogue, past tense.
     #[serde(rename = "type")]
@@ -230,6 +233,16 @@ pub struct RawEvent {
     pub schema: u16,
     /// The event's own fields.
     pub data: Payload,
+    /// Fields that a newer version added.
+    #[serde(skip)]
+    pub more: More,
+}
+
+impl RawEvent {
+    /// One with no fields but these.
+    pub fn new(kind: impl Into<Arc<str>>, schema: u16, data: Payload) -> Self {
+        Self { kind: kind.into(), schema, data, more: More::default() }
+    }
 }
 
 /// Who wrote a commit.
@@ -243,6 +256,7 @@ pub struct Writer {
 
 /// What led to a commit; joins it with the trace.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(remote = "Self")]
 pub struct Cause {
     /// `request`, `timer`, `notification`, `recovery`, `http`.
     pub kind: String,
@@ -255,6 +269,9 @@ pub struct Cause {
     /// Trace id, where there is one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub trace: Option<String>,
+    /// Fields that a newer version added.
+    #[serde(skip)]
+    pub more: More,
 }
 
 impl Cause {
@@ -266,6 +283,7 @@ impl Cause {
 
 /// All events of one decision.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(remote = "Self")]
 pub struct Commit {
     /// Its id; also the deduplication id.
     pub id: CommitId,
@@ -291,7 +309,12 @@ pub struct Commit {
     pub facts: Payload,
     /// At least one.
     pub events: Vec<RawEvent>,
+    /// Fields that a newer version added.
+    #[serde(skip)]
+    pub more: More,
 }
+
+carries!(RawEvent, Cause, Commit);
 
 impl Commit {
     /// Version of its last event.

@@ -95,7 +95,7 @@ macro_rules! catalogue {
             /// As it is carried.
             pub fn encode(&self) -> RawEvent {
                 match self {
-                    $(Self::$name(event) => RawEvent { kind: stringify!($name).into(), schema: $schema, data: Payload::encode(event) },)*
+                    $(Self::$name(event) => RawEvent::new(stringify!($name), $schema, Payload::encode(event)),)*
                     Self::Unknown(raw) => raw.clone(),
                 }
             }
@@ -494,11 +494,7 @@ mod tests {
         assert_eq!((raw.kind.as_ref(), raw.schema), ("ClientLeft", 1));
         assert_eq!(Event::decode(&raw).unwrap(), event);
 
-        let stranger = RawEvent {
-            kind: "ClientWaved".into(),
-            schema: 7,
-            data: Payload::encode(&serde_json::json!({"hand": "left"})),
-        };
+        let stranger = RawEvent::new("ClientWaved", 7, Payload::encode(&serde_json::json!({"hand": "left"})));
         let carried = Event::decode(&stranger).unwrap();
         assert_eq!(carried.encode(), stranger);
 

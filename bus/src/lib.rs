@@ -5,6 +5,7 @@
 #![forbid(unsafe_code)]
 
 pub mod bus;
+pub mod carried;
 pub mod commit;
 pub mod conformance;
 pub mod copied_journal;

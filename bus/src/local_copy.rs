@@ -148,7 +148,8 @@ impl LocalCopy {
                 cause: Cause::default(),
                 command: Payload::default(),
                 facts: Payload::default(),
-                events: vec![RawEvent { kind: CARRIER.into(), schema: 1, data: data.clone() }],
+                events: vec![RawEvent::new(CARRIER, 1, data.clone())],
+                more: Default::default(),
             };
             match part.journal.put_carrier(carrier).await {
                 Err(AppendError::Conflict { head: now, .. }) => head = now,

@@ -81,6 +81,7 @@ impl Log {
             command: draft.command,
             facts: draft.facts,
             events: events.iter().map(Event::encode).collect(),
+            more: Default::default(),
         };
         match self.journal.append(commit.clone()).await {
             Ok(()) => Ok(Arc::new(commit)),
@@ -154,7 +155,7 @@ mod tests {
         let node: StreamId = "ec.a".parse().expect("a stream");
         let writer = Writer { node: node.clone(), incarnation: Incarnation(1) };
         let log = Log::new(Arc::new(journal), Env::system(), writer);
-        let event = Event::Unknown(RawEvent { kind: "X".into(), schema: 1, data: Payload::encode(&1) });
+        let event = Event::Unknown(RawEvent::new("X", 1, Payload::encode(&1)));
         let answer = log.append(node.clone(), None, Draft::default(), &[event]).await;
         (answer, stored.head(&node).await.expect("memory reads"))
     }

@@ -183,7 +183,8 @@ mod tests {
             cause: Cause::default(),
             command: Payload::default(),
             facts: Payload::default(),
-            events: vec![RawEvent { kind: "X".into(), schema: 1, data: Payload::encode(&1) }; events],
+            events: vec![RawEvent::new("X", 1, Payload::encode(&1)); events],
+            more: Default::default(),
         }
     }
 

@@ -172,6 +172,7 @@ impl Pen {
             command: Payload::default(),
             facts: Payload::default(),
             events: events.iter().map(Event::encode).collect(),
+            more: Default::default(),
         });
         self.head = Some(commit.head());
         self.all.push(commit.clone());

@@ -15,6 +15,8 @@ mod eas;
 pub mod gateway;
 mod life;
 pub mod metrics;
+#[cfg(feature = "next-version")]
+mod next_version;
 pub mod notify;
 pub mod per_client;
 pub mod protoo;

@@ -121,6 +121,7 @@ impl World {
             command: Payload::default(),
             facts: Payload::default(),
             events: events.iter().map(Event::encode).collect(),
+            more: Default::default(),
         }
     }
 

@@ -463,11 +463,7 @@ fn what_the_journal_found_is_passed_on() {
 #[test]
 fn unknown_events_are_counted_and_not_findings() {
     let mut tape = call();
-    tape.ec(vec![Event::Unknown(RawEvent {
-        kind: "ClientWaved".into(),
-        schema: 1,
-        data: Payload::encode(&1),
-    })]);
+    tape.ec(vec![Event::Unknown(RawEvent::new("ClientWaved", 1, Payload::encode(&1)))]);
     let verdict = verify(&tape);
     assert_eq!((verdict.findings, verdict.summary.unknown_events), (vec![], 1));
 }

@@ -58,16 +58,23 @@ pub struct Node {
     /// Where it serves HTTP, `http://host:port`.
     pub origin: String,
     child: Option<Child>,
+    binary: PathBuf,
     data: PathBuf,
     flags: Vec<String>,
 }
 
 impl Node {
-    async fn start(role: &'static str, id: &str, folder: &Path, flags: Vec<String>) -> anyhow::Result<Self> {
+    async fn start(
+        binary: PathBuf,
+        role: &'static str,
+        id: &str,
+        folder: &Path,
+        flags: Vec<String>,
+    ) -> anyhow::Result<Self> {
         let data = folder.join(id);
         std::fs::create_dir_all(&data)?;
         let origin = format!("http://127.0.0.1:{}", free_port());
-        let mut node = Self { role, id: id.to_owned(), origin, child: None, data, flags };
+        let mut node = Self { role, id: id.to_owned(), origin, child: None, binary, data, flags };
         node.start_again().await?;
         Ok(node)
     }
@@ -75,7 +82,7 @@ impl Node {
     /// Starts it, at the address and on the folder it had.
     pub async fn start_again(&mut self) -> anyhow::Result<()> {
         let log = std::fs::OpenOptions::new().create(true).append(true).open(self.log())?;
-        let mut child = Command::new(roomlog_bin())
+        let mut child = Command::new(&self.binary)
             .args([self.role, "--id", &self.id, "--listen", &self.origin["http://".len()..], "--data"])
             .arg(&self.data)
             .args(&self.flags)
@@ -234,17 +241,17 @@ impl Cluster {
                 "--api-per-s",
                 "200000",
             ]);
-            nuves.push(Node::start("nuve", &format!("n{i}"), folder.path(), flags).await?);
+            nuves.push(Node::start(roomlog_bin(), "nuve", &format!("n{i}"), folder.path(), flags).await?);
         }
         for i in 1..=shape.ecs {
-            ecs.push(Node::start("ec", &format!("c{i}"), folder.path(), with(&[])).await?);
+            ecs.push(Node::start(roomlog_bin(), "ec", &format!("c{i}"), folder.path(), with(&[])).await?);
         }
         for (i, workers) in shape.eas.iter().enumerate() {
             let mut flags = with(&["--workers", &workers.to_string()]);
             if let (Some(proxy), 0) = (&proxy, i) {
                 flags[1] = proxy.url();
             }
-            eas.push(Node::start("ea", &format!("a{}", i + 1), folder.path(), flags).await?);
+            eas.push(Node::start(roomlog_bin(), "ea", &format!("a{}", i + 1), folder.path(), flags).await?);
         }
         let made = http::call_ok(
             &nuves[0].origin,
@@ -260,6 +267,34 @@ impl Cluster {
         let cluster = Self { nats, nuves, ecs, eas, secret, key, proxy, folder };
         cluster.settled().await?;
         Ok(Some(cluster))
+    }
+
+    /// Starts one more node like the first of its role, from `binary`, and waits until it is heard.
+    pub async fn add(&mut self, binary: PathBuf, role: &'static str, id: &str) -> anyhow::Result<()> {
+        let nodes = match role {
+            "nuve" => &mut self.nuves,
+            "ec" => &mut self.ecs,
+            _ => &mut self.eas,
+        };
+        let flags = nodes[0].flags.clone();
+        nodes.push(Node::start(binary, role, id, self.folder.path(), flags).await?);
+        let nuve = &self.nuves[self.nuves.len() - 1].origin;
+        crate::cell::eventually("the new node is heard", START_WITHIN, || async {
+            let listed = http::call_ok(nuve, "GET", "/v1/nodes", Some(ADMIN), None).await.ok()?;
+            let nodes = listed["nodes"].as_array()?;
+            nodes.iter().any(|n| n["id"] == id && (role == "nuve" || n["heardMsAgo"].is_u64())).then_some(())
+        })
+        .await
+    }
+
+    /// Runs `roomlog drain`.
+    pub fn drain(&self, node: &str, deadline_s: u64, more: &[&str]) -> anyhow::Result<()> {
+        let done = std::process::Command::new(roomlog_bin())
+            .args(["drain", node, "--nats", &self.nats[0].url(), "--deadline-s", &deadline_s.to_string()])
+            .args(more)
+            .output()?;
+        anyhow::ensure!(done.status.success(), "{}", String::from_utf8_lossy(&done.stderr));
+        Ok(())
     }
 
     /// Waits until every EA has been heard: a token opens a room that has media.

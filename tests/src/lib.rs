@@ -29,3 +29,11 @@ pub fn roomlog_bin() -> PathBuf {
         ),
     }
 }
+
+/// The `roomlog` that was built with the feature `next-version`, as `deploy/test rust` does: `ROOMLOG_NEXT_BIN`. Panics with what to do when
+/// there is none.
+pub fn roomlog_next_bin() -> PathBuf {
+    let missing = "this test starts a binary of the next version too: run `cargo build -p roomlog --features next-version`, copy what it made, and \
+                   name the copy in ROOMLOG_NEXT_BIN, or use ./deploy/test rust";
+    std::env::var_os("ROOMLOG_NEXT_BIN").map(PathBuf::from).expect(missing)
+}

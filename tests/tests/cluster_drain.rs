@@ -8,17 +8,7 @@ use roomlog_tests::{
     cluster::{Cluster, Shape},
     native::{NativePeer, Publish},
     returner::Returner,
-    roomlog_bin,
 };
-
-fn drain(cluster: &Cluster, node: &str, deadline_s: u64, more: &[&str]) -> anyhow::Result<()> {
-    let done = std::process::Command::new(roomlog_bin())
-        .args(["drain", node, "--nats", &cluster.nats[0].url(), "--deadline-s", &deadline_s.to_string()])
-        .args(more)
-        .output()?;
-    anyhow::ensure!(done.status.success(), "{}", String::from_utf8_lossy(&done.stderr));
-    Ok(())
-}
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_drained_ec_takes_no_room_and_gives_away_what_is_left_at_the_deadline() -> anyhow::Result<()> {
@@ -28,7 +18,7 @@ async fn a_drained_ec_takes_no_room_and_gives_away_what_is_left_at_the_deadline(
     let origins: Vec<String> = cluster.nuves.iter().map(|n| n.origin.clone()).collect();
     let ann = Returner::join(origins.clone(), &cluster.token("r", "Ann").await?, "Ann").await?;
     let owner = cluster.owner(&ann.room).await?;
-    drain(&cluster, &format!("ec.{owner}"), 4, &[])?;
+    cluster.drain(&format!("ec.{owner}"), 4, &[])?;
     for i in 0..10 {
         let token = cluster.token_at(i % 2, &format!("new{i}"), "Bob").await?;
         let room = token["roomId"].as_str().context("a room")?.to_owned();
@@ -59,7 +49,7 @@ async fn a_drained_ea_keeps_its_call_until_the_deadline_and_hands_it_on() -> any
     let states = cluster.agree(&ann.room, Duration::from_secs(5)).await?;
     let ea =
         states["log"]["placements"].as_object().and_then(|p| p.keys().next()).context("a placement")?.clone();
-    drain(&cluster, &format!("ea.{ea}"), 3, &[])?;
+    cluster.drain(&format!("ea.{ea}"), 3, &[])?;
     tokio::time::sleep(Duration::from_millis(500)).await;
     for i in 0..4 {
         let token = cluster.token(&format!("new{i}"), "Bob").await?;
@@ -87,12 +77,12 @@ async fn an_empty_node_ends_at_once_and_whoever_asked_can_wait_for_it() -> anyho
         return Ok(());
     };
     let began = std::time::Instant::now();
-    drain(&cluster, "ea.a1", 600, &["--wait"])?;
+    cluster.drain("ea.a1", 600, &["--wait"])?;
     assert!(began.elapsed() < Duration::from_secs(10), "{:?}", began.elapsed());
     assert!(cluster.eas[0].ended(Duration::from_secs(5)).await?.success());
-    let refused = drain(&cluster, "ea.a1", 600, &[]).expect_err("it has left").to_string();
+    let refused = cluster.drain("ea.a1", 600, &[]).expect_err("it has left").to_string();
     assert!(refused.contains("no such running node ea.a1"), "{refused}");
-    let refused = drain(&cluster, "nuve.n1", 600, &[]).expect_err("a NUVE holds no rooms").to_string();
+    let refused = cluster.drain("nuve.n1", 600, &[]).expect_err("a NUVE holds no rooms").to_string();
     assert!(refused.contains("cannot be drained"), "{refused}");
     Ok(())
 }

@@ -83,7 +83,7 @@ async fn what_nats_lost_is_noticed_and_brought_back_and_a_fork_is_set_aside() ->
         id: CommitId::from_bytes([7; 16]),
         prev: Some(last.id),
         version: last.last_version().next(),
-        events: vec![RawEvent { kind: "Stranger".into(), schema: 1, data: Payload::encode(&1) }],
+        events: vec![RawEvent::new("Stranger", 1, Payload::encode(&1))],
         ..Commit::clone(last)
     };
     cluster.journal().await?.append(other.clone()).await?;
@@ -195,7 +195,7 @@ async fn a_node_that_starts_after_the_loss_notices_it_by_what_it_had_acknowledge
             prev: last.as_ref().map(|last| last.id),
             stream: stream.clone(),
             version: last.as_ref().map_or(Version(1), |last| last.last_version().next()),
-            events: vec![RawEvent { kind: "Stranger".into(), schema: 1, data: Payload::encode(&1) }],
+            events: vec![RawEvent::new("Stranger", 1, Payload::encode(&1))],
             ..Commit::clone(&like[0])
         };
         journal.append(next.clone()).await?;

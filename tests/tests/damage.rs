@@ -93,7 +93,8 @@ fn next(stream: &StreamId, head: Option<Head>, rng: &mut StdRng) -> Commit {
         cause: Cause::of("timer"),
         command: Payload::default(),
         facts: Payload::default(),
-        events: vec![RawEvent { kind: "LoadApplied".into(), schema: 1, data: Payload::encode(&data) }],
+        events: vec![RawEvent::new("LoadApplied", 1, Payload::encode(&data))],
+        more: Default::default(),
     }
 }
 

@@ -6,6 +6,7 @@ use rand::{RngCore, SeedableRng, rngs::StdRng};
 
 use super::{expectations, follow::*, purge::*};
 use crate::{
+    carried::More,
     commit::{
         Cause, Commit, CommitId, Head, MAX_COMMIT_BYTES, Payload, RawEvent, StreamId, StreamKind, Writer,
     },
@@ -88,6 +89,8 @@ impl Pen {
         let now = Timestamp(1_795_359_845_000_000);
         let mut data = [0; 40];
         self.rng.fill_bytes(&mut data);
+        // What a version of tomorrow may have added to all that can be added to.
+        let later = More::default().with("addedLater", &(1, "x", serde_bytes::Bytes::new(&data)));
         Commit {
             id: CommitId::new(now, &mut self.rng),
             prev: self.head.map(|head| head.id),
@@ -96,16 +99,20 @@ impl Pen {
             time: now,
             writer: Writer { node: "ec.conformance".parse().expect("a stream"), incarnation: Incarnation(7) },
             epoch: Epoch(3),
-            cause: Cause { request: Some(12), ..Cause::of("request") },
+            cause: Cause { request: Some(12), more: later.clone(), ..Cause::of("request") },
             command: Payload::encode(&"what was asked"),
             facts: Payload::default(),
             events: (0..events)
                 .map(|i| RawEvent {
-                    kind: "NobodyKnowsThisType".into(),
-                    schema: 9,
-                    data: Payload::encode(&(i, serde_bytes::Bytes::new(&data))),
+                    more: later.clone(),
+                    ..RawEvent::new(
+                        "NobodyKnowsThisType",
+                        9,
+                        Payload::encode(&(i, serde_bytes::Bytes::new(&data))),
+                    )
                 })
                 .collect(),
+            more: later.clone(),
         }
     }
 

@@ -23,7 +23,8 @@ fn commit(stream: &StreamId, head: Option<Head>, rng: &mut StdRng) -> Commit {
         cause: Cause::of("request"),
         command: Payload::encode(&vec![7_u8; 300]),
         facts: Payload::default(),
-        events: vec![RawEvent { kind: "X".into(), schema: 1, data: Payload::default() }],
+        events: vec![RawEvent::new("X", 1, Payload::default())],
+        more: Default::default(),
     }
 }
 

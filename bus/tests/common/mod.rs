@@ -38,7 +38,8 @@ pub fn commit(stream: &StreamId, head: Option<Head>, size: usize, rng: &mut StdR
         cause: Cause::of("request"),
         command: Payload::encode(&serde_bytes::ByteBuf::from(data)),
         facts: Payload::default(),
-        events: vec![RawEvent { kind: "X".into(), schema: 1, data: Payload::encode(&1) }; events],
+        events: vec![RawEvent::new("X", 1, Payload::encode(&1)); events],
+        more: Default::default(),
     }
 }
 

@@ -304,6 +304,12 @@ impl Room {
                     if let roomlog_bus::events::Event::RoomPlaced(p) = e { Some(p.epoch) } else { None }
                 })
                 .unwrap_or_else(|| self.state.epoch());
+            #[cfg(feature = "next-version")]
+            let (events, cause) = {
+                let (mut events, mut cause) = (events, cause.clone());
+                crate::next_version::add(&mut events, &mut cause);
+                (events, cause)
+            };
             let draft = Draft {
                 epoch,
                 cause: cause.clone(),

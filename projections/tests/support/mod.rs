@@ -60,6 +60,7 @@ impl Tape {
             command: Payload::default(),
             facts: Payload::default(),
             events: events.iter().map(Event::encode).collect(),
+            more: Default::default(),
         };
         self.heads.insert(to, commit.head());
         self.commits.push(commit);

@@ -67,7 +67,7 @@ pub fn written(text: &[u8]) -> Vec<Commit> {
         let Ok(stream) = String::from_utf8_lossy(stream).parse::<StreamId>() else { continue };
         let Ok(value) = serde_json::from_slice::<serde_json::Value>(json) else { continue };
         let event =
-            RawEvent { kind: String::from_utf8_lossy(kind).into(), schema: 1, data: Payload::encode(&value) };
+            RawEvent::new(String::from_utf8_lossy(kind), 1, Payload::encode(&value));
         if let Some(last) = commits.last_mut().filter(|last| joins && last.stream == stream) {
             last.events.push(event);
             heads.insert(stream, last.head());
@@ -93,6 +93,7 @@ pub fn written(text: &[u8]) -> Vec<Commit> {
             command: Payload::default(),
             facts: Payload::default(),
             events: vec![event],
+            more: Default::default(),
         };
         heads.insert(stream, commit.head());
         commits.push(commit);

@@ -159,6 +159,7 @@ impl World {
             command: Payload::default(),
             facts: Payload::default(),
             events: events.iter().map(Event::encode).collect(),
+            more: Default::default(),
         }
     }
 
