@@ -258,6 +258,8 @@ struct Held<R> {
     /// Who waits until the router is made; none once it is.
     opening: Option<Vec<R>>,
     objects: Objects,
+    /// When the worker was last told to close something: an inventory that was asked for before may still have it.
+    closed: Duration,
 }
 
 #[derive(Debug)]
@@ -447,6 +449,9 @@ impl<R> Core<R> {
     fn follow_log(&mut self, room: &RoomId, held: &mut Held<R>, commands: Vec<MediaCommand>) {
         for command in commands {
             held.objects.sent(&command, || unreachable!("only closes and changes follow from the log"));
+            if matches!(command, MediaCommand::Close { .. }) {
+                held.closed = self.now;
+            }
             self.send(room, &held.place, command, Purpose::Follow);
         }
     }
@@ -460,6 +465,7 @@ impl<R> Core<R> {
             had_clients: false,
             opening: Some(first),
             objects: Objects::default(),
+            closed: self.now,
         });
     }
 

@@ -70,7 +70,7 @@ impl<R> Core<R> {
         }
     }
 
-    /// Compares what the worker holds with the log.
+    /// Compares what the worker holds with the log. What it was told to close meanwhile may be in its answer still: then it is asked again.
     pub(super) fn swept(
         &mut self,
         id: &RoomId,
@@ -80,6 +80,9 @@ impl<R> Core<R> {
         result: Result<MediaAnswer, MediaError>,
     ) {
         let Some(held) = room.held.as_mut().filter(|h| h.place.media_epoch == media_epoch) else { return };
+        if held.closed > asked {
+            return self.sweep(id, room);
+        }
         match result {
             Ok(MediaAnswer::Inventory { inventory }) => {
                 let ghosts = held.objects.observe(&inventory, &room.fold, asked);

@@ -585,6 +585,30 @@ fn the_sweep_closes_what_nobody_asked_for_and_repeats_what_was_lost() {
 }
 
 #[test]
+fn what_is_closed_while_an_inventory_is_on_its_way_is_no_ghost() {
+    let mut world = World::new(1);
+    world.call("r");
+    world.workers_slow = true;
+    world.pass(SWEEP);
+    world.now += Duration::from_millis(1);
+    world.commit("r", &[ProducerClosed { producer: producer("p"), reason: String::new() }.into()]);
+    // One that the first inventory does not have: only who asks again finds it.
+    world.books[0].routers.get_mut(&room("r")).unwrap().transports.push(
+        roomlog_bus::media::TransportInventory {
+            id: transport("ghost"),
+            state: roomlog_bus::media::TransportState::New,
+        },
+    );
+    world.now += Duration::from_millis(1);
+    world.answer_kept();
+    let expected = [
+        close_of(MediaObject::Producer(producer("p"))),
+        close_of(MediaObject::Transport(transport("ghost"))),
+    ];
+    assert_eq!(world.heard(0), expected);
+}
+
+#[test]
 fn notifications_go_to_the_rooms_owner_with_the_media_epoch() {
     let mut world = World::new(1);
     world.call("r");
