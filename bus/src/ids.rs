@@ -6,7 +6,7 @@
 use std::{fmt, sync::Arc};
 
 use rand::RngCore;
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize, Serializer, de::Visitor};
 
 /// The longest id, in bytes: long enough for a UUID with a prefix, short enough that a subject with two of them stays readable.
 pub const MAX_ID_BYTES: usize = 64;
@@ -19,6 +19,12 @@ pub struct InvalidId {
     pub text: String,
     /// The kind of id that was wanted.
     pub what: &'static str,
+}
+
+impl InvalidId {
+    fn of(text: &str, what: &'static str) -> Self {
+        Self { text: text.chars().take(80).collect(), what }
+    }
 }
 
 /// Whether `text` may stand as one token of a subject.
@@ -42,12 +48,41 @@ pub fn random_token(rng: &mut dyn RngCore, length: usize) -> String {
     out
 }
 
+/// Reads an id where it lies: folding is mostly reading ids, and this makes one allocation of each.
+struct Token(&'static str);
+
+impl Visitor<'_> for Token {
+    type Value = Arc<str>;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.0)
+    }
+
+    fn visit_str<E: serde::de::Error>(self, text: &str) -> Result<Arc<str>, E> {
+        match is_token(text) {
+            true => Ok(text.into()),
+            false => Err(E::custom(InvalidId::of(text, self.0))),
+        }
+    }
+}
+
 macro_rules! id {
     ($(#[$doc:meta])* $name:ident, $what:literal, $length:literal) => {
         $(#[$doc])*
-        #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-        #[serde(try_from = "String", into = "String")]
+        #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
         pub struct $name(Arc<str>);
+
+        impl Serialize for $name {
+            fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+                serializer.serialize_str(&self.0)
+            }
+        }
+
+        impl<'de> Deserialize<'de> for $name {
+            fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+                deserializer.deserialize_str(Token($what)).map(Self)
+            }
+        }
 
         impl $name {
             /// Checks `text` and makes an id of it.
@@ -56,7 +91,7 @@ macro_rules! id {
                 if is_token(text) {
                     Ok(Self(text.into()))
                 } else {
-                    Err(InvalidId { text: text.chars().take(80).collect(), what: $what })
+                    Err(InvalidId::of(text, $what))
                 }
             }
 

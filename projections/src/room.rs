@@ -223,8 +223,8 @@ impl RoomState {
             return Err(not_next(commit, self.head));
         }
         let events = commit.events.iter().map(Event::decode).collect::<Result<Vec<_>, _>>()?;
-        for event in &events {
-            self.apply(event, commit.time);
+        for event in events {
+            self.take(event, commit.time);
         }
         self.head = Some(commit.head());
         Ok(())
@@ -232,23 +232,28 @@ impl RoomState {
 
     /// Folds one event that was decided at `time`. Total: an event about something that is not there changes nothing.
     pub fn apply(&mut self, event: &Event, time: Timestamp) {
+        self.take(event.clone(), time);
+    }
+
+    /// The same for an event that nobody else needs: what it brings becomes state without a copy.
+    pub fn take(&mut self, event: Event, time: Timestamp) {
         match event {
             Event::RoomCreated(e) => {
                 self.info = Some(RoomInfo {
-                    service: e.service.clone(),
-                    name: e.name.clone(),
+                    service: e.service,
+                    name: e.name,
                     eapolicy: e.eapolicy,
-                    metadata: e.metadata.clone(),
+                    metadata: e.metadata,
                     created: time,
                 });
             }
             Event::RoomPlaced(e) => {
-                self.owner = Some(Owner { ec: e.ec.clone(), incarnation: e.incarnation, epoch: e.epoch });
+                self.owner = Some(Owner { ec: e.ec, incarnation: e.incarnation, epoch: e.epoch });
             }
             Event::RoomOpened(_) => self.open = true,
             Event::EaAssigned(e) => {
                 self.media_epoch = e.media_epoch;
-                self.placements.insert(e.placement.ea.clone(), e.placement.clone());
+                self.placements.insert(e.placement.ea.clone(), e.placement);
             }
             Event::EaReleased(e) => {
                 self.placements.remove(&e.ea);
@@ -258,8 +263,9 @@ impl RoomState {
                 if let Some(from) = &e.from {
                     self.placements.remove(&from.ea);
                 }
-                if let Some(to) = &e.to {
-                    self.placements.insert(to.ea.clone(), to.clone());
+                let to = e.to.as_ref().map(|to| to.ea.clone());
+                if let Some(placement) = e.to {
+                    self.placements.insert(placement.ea.clone(), placement);
                 }
                 self.transports.clear();
                 self.producers.clear();
@@ -267,7 +273,7 @@ impl RoomState {
                 for client in self.clients.values_mut() {
                     client.refused.clear();
                     client.attached = false;
-                    client.ea = e.to.as_ref().map(|to| to.ea.clone());
+                    client.ea.clone_from(&to);
                 }
             }
             Event::RoomClosed(_) => self.end_session(),
@@ -288,13 +294,13 @@ impl RoomState {
                     SpentToken { client: e.client.clone(), expires: e.token_expires },
                 );
                 self.clients.insert(
-                    e.client.clone(),
+                    e.client,
                     Client {
-                        user: e.user.clone(),
-                        role: e.role.clone(),
-                        addr: e.addr.clone(),
-                        token: e.token.clone(),
-                        resume_key_hash: e.resume_key_hash.clone(),
+                        user: e.user,
+                        role: e.role,
+                        addr: e.addr,
+                        token: e.token,
+                        resume_key_hash: e.resume_key_hash,
                         admitted: time,
                         ea: None,
                         attached: false,
@@ -306,7 +312,7 @@ impl RoomState {
             }
             Event::ClientBound(e) => {
                 if let Some(client) = self.clients.get_mut(&e.client) {
-                    client.ea = Some(e.ea.clone());
+                    client.ea = Some(e.ea);
                     client.attached = false;
                 }
             }
@@ -318,15 +324,15 @@ impl RoomState {
             Event::ClientJoined(e) => {
                 if let Some(client) = self.clients.get_mut(&e.client) {
                     client.joined = Some(Joined {
-                        display_name: e.display_name.clone(),
-                        device: e.device.clone(),
-                        rtp_capabilities: e.rtp_capabilities.clone(),
+                        display_name: e.display_name,
+                        device: e.device,
+                        rtp_capabilities: e.rtp_capabilities,
                     });
                 }
             }
             Event::DisplayNameChanged(e) => {
                 if let Some(joined) = self.clients.get_mut(&e.client).and_then(|c| c.joined.as_mut()) {
-                    joined.display_name.clone_from(&e.display_name);
+                    joined.display_name = e.display_name;
                 }
             }
             Event::ClientDisconnected(e) => {
@@ -358,9 +364,9 @@ impl RoomState {
             }
             Event::TransportCreated(e) => {
                 self.transports.insert(
-                    e.transport.clone(),
+                    e.transport,
                     Transport {
-                        client: e.client.clone(),
+                        client: e.client,
                         producing: e.producing,
                         consuming: e.consuming,
                         connected: false,
@@ -375,14 +381,14 @@ impl RoomState {
             Event::TransportClosed(e) => self.remove_transport(&e.transport),
             Event::ProducerCreated(e) => {
                 self.producers.insert(
-                    e.producer.clone(),
+                    e.producer,
                     Producer {
-                        client: e.client.clone(),
-                        transport: e.transport.clone(),
+                        client: e.client,
+                        transport: e.transport,
                         kind: e.kind,
-                        rtp_parameters: e.rtp_parameters.clone(),
+                        rtp_parameters: e.rtp_parameters,
                         consumer_type: e.consumer_type,
-                        app_data: e.app_data.clone(),
+                        app_data: e.app_data,
                         paused: e.paused,
                     },
                 );
@@ -392,13 +398,13 @@ impl RoomState {
             Event::ProducerClosed(e) => self.remove_producer(&e.producer),
             Event::ConsumerCreated(e) => {
                 self.consumers.insert(
-                    e.consumer.clone(),
+                    e.consumer,
                     Consumer {
-                        client: e.client.clone(),
-                        transport: e.transport.clone(),
-                        producer: e.producer.clone(),
+                        client: e.client,
+                        transport: e.transport,
+                        producer: e.producer,
                         kind: e.kind,
-                        rtp_parameters: e.rtp_parameters.clone(),
+                        rtp_parameters: e.rtp_parameters,
                         consumer_type: e.consumer_type,
                         accepted: false,
                         paused: true,
@@ -424,7 +430,7 @@ impl RoomState {
             }
             Event::ConsumerRefused(e) => {
                 if let Some(client) = self.clients.get_mut(&e.client) {
-                    client.refused.insert(e.producer.clone());
+                    client.refused.insert(e.producer);
                 }
             }
             Event::ServiceCreated(_)
