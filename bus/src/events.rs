@@ -60,6 +60,15 @@ pub struct Placement {
     pub generation: u64,
 }
 
+/// A worker that ran in the start of its EA before this one, and runs on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct AdoptedWorker {
+    /// Which.
+    pub worker: WorkerIndex,
+    /// Which start of it.
+    pub generation: u64,
+}
+
 macro_rules! catalogue {
     ($($(#[$doc:meta])* $name:ident = $schema:literal { $($(#[$fdoc:meta])* $field:ident : $type:ty),* $(,)? })*) => {
         $(
@@ -440,6 +449,10 @@ catalogue! {
         /// life when the EA itself is not heard.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         probe: Option<String>,
+        /// Workers of the start before that live on, with their rooms: what was placed on them still is. Whoever does not know this field
+        /// takes them for dead, which costs an interruption and nothing else.
+        #[serde(default, skip_serializing_if = "Vec::is_empty")]
+        adopted: Vec<AdoptedWorker>,
     }
     /// It was silent for too long.
     NodeLost = 1 {

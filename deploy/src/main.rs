@@ -95,7 +95,7 @@ fn main() -> ExitCode {
             repair::run(args)
         }
         Command::SfuWorker => {
-            log_to_stderr(std::env::var("ROOMLOG_LOG").ok().as_deref());
+            log_to(std::env::var("ROOMLOG_LOG").ok().as_deref(), || Unheard);
             roomlog_sfu::run_worker().map(|()| ExitCode::SUCCESS).map_err(Into::into)
         }
         Command::Bench(Bench::Media(args)) => roomlog_bench::media::run(&args),
@@ -128,6 +128,27 @@ fn run_node(role: Role, args: NodeArgs) -> anyhow::Result<ExitCode> {
 const DEFAULT_LOG: &str = "info,rtc_dtls=error";
 
 fn log_to_stderr(filter: Option<&str>) {
+    log_to(filter, std::io::stderr);
+}
+
+/// Standard error, for who outlives whoever reads it: words that nobody hears are lost, and are no reason to end.
+struct Unheard;
+
+impl std::io::Write for Unheard {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        let _ = std::io::stderr().write_all(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
+}
+
+fn log_to<W>(filter: Option<&str>, writer: W)
+where
+    W: for<'w> tracing_subscriber::fmt::MakeWriter<'w> + Send + Sync + 'static,
+{
     let filter = EnvFilter::try_new(filter.unwrap_or(DEFAULT_LOG)).unwrap_or_else(|error| {
         eprintln!("roomlog: the log filter does not read ({error}); using {DEFAULT_LOG}");
         EnvFilter::new(DEFAULT_LOG)
@@ -139,6 +160,6 @@ fn log_to_stderr(filter: Option<&str>) {
     let no_frames = tracing_subscriber::filter::filter_fn(move |metadata| {
         *metadata.level() <= tracing::Level::INFO || !tells_frames(metadata.target())
     });
-    let out = tracing_subscriber::fmt::layer().with_writer(std::io::stderr);
+    let out = tracing_subscriber::fmt::layer().with_writer(writer);
     tracing_subscriber::registry().with(filter).with(out.with_filter(no_frames)).init();
 }

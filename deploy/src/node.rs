@@ -199,7 +199,7 @@ pub async fn run(role: Role, settings: Settings) -> anyhow::Result<()> {
         }
     }
     if role.plays(Role::Ea) {
-        let settings = ea_settings(&settings, &ids, reached)?;
+        let settings = ea_settings(&settings, &ids, reached, &data)?;
         let started = roomlog_ea::start(settings, bus, journal, env).await;
         ea = Some(started.context("EA did not start")?);
     }
@@ -361,7 +361,12 @@ fn ec_settings(
     ec
 }
 
-fn ea_settings(settings: &Settings, ids: &NodeIds, reached: IpAddr) -> anyhow::Result<EaSettings> {
+fn ea_settings(
+    settings: &Settings,
+    ids: &NodeIds,
+    reached: IpAddr,
+    data: &Path,
+) -> anyhow::Result<EaSettings> {
     let program =
         std::env::current_exe().context("cannot find this program's own file to start workers from")?;
     let mut ea = EaSettings::new(ids.ea.clone(), vec![program.into(), "sfu-worker".into()]);
@@ -372,6 +377,10 @@ fn ea_settings(settings: &Settings, ids: &NodeIds, reached: IpAddr) -> anyhow::R
     ea.announced = settings.announce.clone().unwrap_or_default();
     ea.first_announced_port = settings.announce_port;
     ea.first_port = settings.media_port;
+    ea.workers_folder = Some(data.join("workers"));
+    if let Some(ms) = settings.adopt_ms {
+        ea.adopt_within = Duration::from_millis(ms);
+    }
     Ok(ea)
 }
 

@@ -35,6 +35,7 @@ async fn folder(data: &Path, tamper: impl FnOnce(&mut Vec<Event>)) -> SledJourna
         workers: 0,
         version: "0".into(),
         probe: None,
+        adopted: Vec::new(),
     };
     of_ec.append(StreamId::from(&ec), None, Draft::default(), &[registered.into()]).await.unwrap();
 

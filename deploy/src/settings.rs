@@ -58,6 +58,10 @@ pub struct Settings {
     /// UDP port of the first worker, each further one the next; to be opened in a firewall. [default: free ports]
     #[arg(long, env = "ROOMLOG_MEDIA_PORT", value_name = "PORT")]
     pub media_port: Option<u16>,
+    /// Milliseconds for which workers go on when their EA's process has died, waiting for it to be started again. [default: 30000: longer
+    /// than starting takes; nobody can join or leave their calls meanwhile, so not much longer]
+    #[arg(long, env = "ROOMLOG_ADOPT_MS", value_name = "MS")]
+    pub adopt_ms: Option<u64>,
     /// How long a client may stay away after its socket broke, milliseconds. [default: 30000, a lift or a change of network]
     #[arg(long, env = "ROOMLOG_RESUME_MS", value_name = "MS")]
     pub resume_ms: Option<u64>,
@@ -153,6 +157,7 @@ impl Settings {
             announce: self.announce.or(base.announce),
             announce_port: self.announce_port.or(base.announce_port),
             media_port: self.media_port.or(base.media_port),
+            adopt_ms: self.adopt_ms.or(base.adopt_ms),
             resume_ms: self.resume_ms.or(base.resume_ms),
             max_clients: self.max_clients.or(base.max_clients),
             token_ttl_s: self.token_ttl_s.or(base.token_ttl_s),

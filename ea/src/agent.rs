@@ -1,6 +1,7 @@
 //! The agent's loop: carries what happens into the [`Core`] and what it decides out, and never waits for anything but the next input.
 
 use std::{
+    collections::BTreeMap,
     net::{IpAddr, SocketAddr},
     sync::Arc,
     time::Duration,
@@ -10,6 +11,7 @@ use roomlog_bus::{
     bus::{Bus, Headers, Message, Subscription},
     commit::{Commit, Payload, StreamId},
     env::Env,
+    events::AdoptedWorker,
     ids::{EaId, RoomId, Version, WorkerIndex},
     journal::Journal,
     media::MediaError,
@@ -17,7 +19,10 @@ use roomlog_bus::{
     subject::Subject,
 };
 use roomlog_projections::membership::stopped;
-use roomlog_sfu::control::{FromWorker, ToWorker, WorkerConfig};
+use roomlog_sfu::{
+    adoption::{Adoptable, CONTROL_PROTOCOL, Hello},
+    control::{FromWorker, ToWorker, WorkerConfig},
+};
 use tokio::{
     sync::{Semaphore, mpsc, oneshot, watch},
     task::{JoinHandle, JoinSet},
@@ -25,12 +30,13 @@ use tokio::{
 };
 
 use crate::{
-    core::{Core, Effect, Input, Limits},
+    adopt::{Fit, LeftBehind, judge},
+    core::{Core, Effect, Input, Limits, Start},
     follow::{FOLLOW_QUEUE, News, follow},
     registrar::{Order, REGISTRAR_QUEUE, Registrar, Report},
     settings::{EaError, EaSettings},
     slot::{FromSlot, Slot, SlotEvent},
-    worker::{ProcessSpawner, SpawnWorker},
+    worker::{ProcessSpawner, SpawnWorker, WorkerLink},
 };
 
 /// The core is told the time this often: the grain of expiries and sweeps, which are tens of seconds.
@@ -92,7 +98,8 @@ pub async fn start(
     journal: Arc<dyn Journal>,
     env: Env,
 ) -> Result<Ea, EaError> {
-    let spawner = Arc::new(ProcessSpawner::new(settings.worker_command.clone()));
+    let spawner =
+        Arc::new(ProcessSpawner::new(settings.worker_command.clone(), settings.workers_folder.clone()));
     start_with(settings, bus, journal, env, spawner).await
 }
 
@@ -107,24 +114,43 @@ pub async fn start_with(
     let id = settings.id.clone();
     check(&settings)?;
     let stream = StreamId::from(&id);
-    let probe = env.draw(|rng| {
+    let drawn = env.draw(|rng| {
         let mut password = [0; 16];
         rng.fill_bytes(&mut password);
         password.iter().map(|byte| format!("{byte:02x}")).collect::<String>()
     });
-    let mut registrar = Registrar::open(id.clone(), journal.clone(), env.clone(), probe.clone()).await?;
+    let mut registrar = Registrar::open(id.clone(), journal.clone(), env.clone(), drawn.clone()).await?;
+    let mut adopted = take_over(&settings, &registrar, &*spawner).await;
+    let probe = if adopted.is_empty() { drawn } else { registrar.keep_probe() };
 
     let (stop, stopping) = watch::channel(false);
     let (events, mut from_slots) = mpsc::channel(SLOT_QUEUE);
     let mut slots = JoinSet::new();
     let mut workers = Vec::new();
+    let mut running: BTreeMap<WorkerIndex, Fit> = BTreeMap::new();
     for index in 0..settings.workers {
         let worker = WorkerIndex(index as u16);
         let (replace, replaced) = watch::channel(0);
+        let taken = adopted.remove(&worker);
+        let adoptable = settings.workers_folder.clone().map(|folder| Adoptable {
+            folder,
+            ea: id.clone(),
+            worker,
+            generation: 0, // the slot's
+            incarnation: registrar.state().incarnation.next(),
+            within_ms: settings.adopt_within.as_millis() as u64,
+        });
+        let config = config_of(&settings, worker);
         let slot = Slot {
             worker,
-            generation: registrar.next_generation(worker),
-            config: WorkerConfig { probe_password: probe.clone(), ..config_of(&settings, worker) },
+            generation: taken
+                .as_ref()
+                .map_or_else(|| registrar.next_generation(worker), |(fit, _, _)| fit.generation),
+            first: taken.map(|(fit, link, udp)| {
+                running.insert(worker, fit);
+                (link, udp)
+            }),
+            config: WorkerConfig { probe_password: probe.clone(), adoptable, ..config },
             settings: settings.clone(),
             spawner: spawner.clone(),
             events: events.clone(),
@@ -136,10 +162,15 @@ pub async fn start_with(
     }
     drop(events);
     let mut early = first_words(&settings, &mut from_slots, &mut workers).await;
-    let ready: Vec<_> = (workers.iter().enumerate())
-        .filter_map(|(i, w)| Some((WorkerIndex(i as u16), w.link.as_ref()?.generation)))
-        .collect();
-    if ready.is_empty() {
+    let up = || {
+        let links = workers.iter().enumerate().filter_map(|(i, w)| Some((i, w.link.as_ref()?.generation)));
+        links.map(|(i, generation)| (WorkerIndex(i as u16), generation))
+    };
+    let goes_on = |(worker, generation): &(WorkerIndex, u64)| {
+        running.get(worker).is_some_and(|fit| fit.generation == *generation)
+    };
+    let (old, ready): (Vec<_>, Vec<_>) = up().partition(goes_on);
+    if old.is_empty() && ready.is_empty() {
         let reason = early.failure.take().unwrap_or_else(|| "none answered".into());
         return Err(EaError::NoWorkers { id, workers: settings.workers, reason });
     }
@@ -151,7 +182,15 @@ pub async fn start_with(
     let cursor = journal.tail().await.map_err(read)?;
     let following = journal.follow(cursor.clone()).await.map_err(read)?;
     let address = address_of(&settings, &workers);
-    let incarnation = registrar.register(address, settings.workers as u16, &ready).await?;
+    let old: Vec<_> =
+        old.into_iter().map(|(worker, generation)| AdoptedWorker { worker, generation }).collect();
+    let incarnation = registrar.register(address, settings.workers as u16, &old, &ready).await?;
+    let mut starts: Vec<Option<Start>> = vec![None; workers.len()];
+    for (worker, generation) in up() {
+        let fit = running.remove(&worker).filter(|fit| fit.generation == generation);
+        let began = registrar.state().began_in(worker).unwrap_or(incarnation);
+        starts[usize::from(worker.0)] = Some(Start { generation, began, adopted: fit.map(|fit| fit.rooms) });
+    }
 
     let (commits, followed) = mpsc::channel(FOLLOW_QUEUE);
     let (orders, ordered) = mpsc::channel(REGISTRAR_QUEUE);
@@ -162,13 +201,11 @@ pub async fn start_with(
     helpers.spawn(registrar.run(ordered, report));
     helpers.spawn(publish(bus, outgoing));
 
-    let generations: Vec<Option<u64>> =
-        workers.iter().map(|w| w.link.as_ref().map(|l| l.generation)).collect();
     let limits = Limits { provisional_ttl: settings.provisional_ttl, sweep_every: settings.sweep_every };
     let (pids_out, pids) = watch::channel(workers.iter().map(|w| w.pid).collect::<Vec<_>>());
     let (has_ended, ended) = watch::channel(None);
     let agent = Agent {
-        core: Core::new(id.clone(), incarnation, limits, &generations),
+        core: Core::new(id.clone(), incarnation, limits, &starts),
         id: id.clone(),
         env,
         stream,
@@ -231,6 +268,42 @@ fn config_of(settings: &EaSettings, worker: WorkerIndex) -> WorkerConfig {
     config.announced.clone_from(&settings.announced);
     config.announced_port = settings.first_announced_port.map(|first| first + worker.0);
     config
+}
+
+/// The workers that an earlier process left behind and that go on, by index; the others are ended.
+async fn take_over(
+    settings: &EaSettings,
+    registrar: &Registrar,
+    spawner: &dyn SpawnWorker,
+) -> BTreeMap<WorkerIndex, (Fit, WorkerLink, SocketAddr)> {
+    let state = registrar.state();
+    let hello = Hello {
+        protocol: CONTROL_PROTOCOL,
+        ea: settings.id.clone(),
+        incarnation: state.incarnation.next(),
+        within_ms: settings.adopt_within.as_millis() as u64,
+    };
+    let (mut adopted, mut ending) = (BTreeMap::new(), Vec::new());
+    for LeftBehind { link, answer } in spawner.left_behind(hello).await {
+        match judge(&answer, settings.workers, state, |worker| config_of(settings, worker)) {
+            Ok(fit) => {
+                let welcome = answer.expect("only a welcome is fit");
+                tracing::info!(worker = %fit.worker, generation = fit.generation, pid = link.pid, version = welcome.version, rooms = fit.rooms.len(), "a worker that was left behind is taken over");
+                adopted.insert(fit.worker, (fit, link, welcome.udp));
+            }
+            Err(unfit) => {
+                tracing::warn!(pid = link.pid, reason = %unfit, "a worker that was left behind is ended");
+                let WorkerLink { kill, ended, .. } = link;
+                let _ = kill.send(());
+                ending.push(ended);
+            }
+        }
+    }
+    // Another worker may need its port.
+    for ended in ending {
+        let _ = timeout(settings.shutdown_timeout, ended).await;
+    }
+    adopted
 }
 
 /// Where the workers take packets, by index, separated by commas: what others probe to see whether this host still lives.

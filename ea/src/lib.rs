@@ -6,6 +6,7 @@
 
 #![forbid(unsafe_code)]
 
+pub mod adopt;
 pub mod agent;
 #[cfg(test)]
 mod agent_tests;

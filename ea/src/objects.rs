@@ -80,6 +80,37 @@ impl Objects {
         }
     }
 
+    /// What a worker holds of which nobody here knows how it came there, found at `since`. Until the log has been read all of it is
+    /// provisional.
+    pub fn found(inventory: &RouterInventory, since: Duration) -> Self {
+        let origin = || Origin { epoch: Epoch(0), since, committed: false };
+        let transports = inventory.transports.iter().map(|t| (t.id.clone(), origin()));
+        let producers = inventory.producers.iter().map(|p| {
+            let producer = Producer { origin: origin(), transport: p.transport.clone(), paused: p.paused };
+            (p.id.clone(), producer)
+        });
+        let consumers = inventory.consumers.iter().map(|c| {
+            let (transport, producer) = (c.transport.clone(), c.producer.clone());
+            let (layers, priority) = (None, 1); // not told: what the log has of them is said again
+            let consumer =
+                Consumer { origin: origin(), transport, producer, paused: c.paused, layers, priority };
+            (c.id.clone(), consumer)
+        });
+        Self {
+            transports: transports.collect(),
+            producers: producers.collect(),
+            consumers: consumers.collect(),
+        }
+    }
+
+    /// What is provisional counts as asked for under `epoch`: it is left to expire, or for a higher epoch to pass.
+    pub fn asked_under(&mut self, epoch: Epoch) {
+        (self.transports.values_mut())
+            .chain(self.producers.values_mut().map(|p| &mut p.origin))
+            .chain(self.consumers.values_mut().map(|c| &mut c.origin))
+            .for_each(|origin| origin.epoch = epoch);
+    }
+
     /// Counts as held what `command` makes, and as done what it changes. Call it for every command that goes to the worker.
     pub fn sent(&mut self, command: &MediaCommand, origin: impl FnOnce() -> Origin) {
         match command {

@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, sync::Arc, time::Duration};
 use roomlog_bus::{
     commit::{Cause, Commit, StreamId, Writer},
     env::Env,
-    events::{Event, NodeLeft, NodeRegistered, WorkerStarted},
+    events::{AdoptedWorker, Event, NodeLeft, NodeRegistered, WorkerStarted},
     ids::{EaId, Incarnation, Version, WorkerIndex},
     journal::{AppendError, Journal, ReadError, read_all},
     log::{Draft, Log},
@@ -83,16 +83,30 @@ impl Registrar {
         Ok(registrar)
     }
 
+    /// The fold of the node's own stream.
+    pub fn state(&self) -> &NodeState {
+        &self.state
+    }
+
+    /// Workers that run on know the password of the start before: it stays. Gives it, if there was one.
+    pub fn keep_probe(&mut self) -> String {
+        if let Some(probe) = &self.state.probe {
+            self.probe.clone_from(probe);
+        }
+        self.probe.clone()
+    }
+
     /// The generation the next worker of this slot has: it rises over the node's whole life.
     pub fn next_generation(&self, worker: WorkerIndex) -> u64 {
         self.generations.get(&worker).map_or(1, |last| last + 1)
     }
 
-    /// Registers the next incarnation with the workers that are ready.
+    /// Registers the next incarnation with the workers that run on from the one before and those that are ready.
     pub async fn register(
         &mut self,
         address: String,
         workers: u16,
+        adopted: &[AdoptedWorker],
         ready: &[(WorkerIndex, u64)],
     ) -> Result<Incarnation, EaError> {
         self.address = address;
@@ -106,6 +120,7 @@ impl Registrar {
                 workers: self.workers,
                 version: env!("CARGO_PKG_VERSION").into(),
                 probe: Some(self.probe.clone()),
+                adopted: adopted.to_vec(),
             };
             let mut events: Vec<Event> = vec![registered.into()];
             events.extend(
@@ -114,7 +129,7 @@ impl Registrar {
             match self.append_once(incarnation, &events).await {
                 Ok(()) => {
                     self.incarnation = Some(incarnation);
-                    tracing::info!(ea = %self.id, %incarnation, address = self.address, workers = ready.len(), "EA registered");
+                    tracing::info!(ea = %self.id, %incarnation, address = self.address, adopted = adopted.len(), workers = ready.len(), "EA registered");
                     return Ok(incarnation);
                 }
                 Err(AppendError::Conflict { .. } | AppendError::Unknown { .. }) => {
@@ -169,7 +184,7 @@ impl Registrar {
     /// Registers again, however long the journal is away; an error is the incarnation of another process.
     async fn reregister(&mut self, ready: &[(WorkerIndex, u64)]) -> Result<Incarnation, Incarnation> {
         loop {
-            match self.register(self.address.clone(), self.workers, ready).await {
+            match self.register(self.address.clone(), self.workers, &[], ready).await {
                 Ok(incarnation) => return Ok(incarnation),
                 Err(EaError::Superseded { theirs, .. }) => return Err(theirs),
                 Err(error) => {
@@ -284,7 +299,7 @@ mod tests {
     async fn what_others_append_between_is_read_and_appended_after() {
         let journal: Arc<dyn Journal> = Arc::new(MemoryJournal::new());
         let mut ours = open(&journal).await;
-        let incarnation = ours.register("a".into(), 1, &[(WorkerIndex(0), 1)]).await.unwrap();
+        let incarnation = ours.register("a".into(), 1, &[], &[(WorkerIndex(0), 1)]).await.unwrap();
         let writer = Writer { node: "nuve.n".parse().unwrap(), incarnation: Incarnation(1) };
         let other = Log::new(journal.clone(), Env::system(), writer);
         let draining = NodeDraining { incarnation, deadline: None };
@@ -301,13 +316,13 @@ mod tests {
     async fn a_process_whose_id_was_taken_writes_no_more() {
         let journal: Arc<dyn Journal> = Arc::new(MemoryJournal::new());
         let mut older = open(&journal).await;
-        let ours = older.register("a".into(), 1, &[]).await.unwrap();
-        let theirs = open(&journal).await.register("b".into(), 1, &[]).await.unwrap();
+        let ours = older.register("a".into(), 1, &[], &[]).await.unwrap();
+        let theirs = open(&journal).await.register("b".into(), 1, &[], &[]).await.unwrap();
         assert_eq!((ours, theirs), (Incarnation(1), Incarnation(2)));
         let head = journal.head(&older.stream).await.unwrap();
         let superseded = EaError::Superseded { id: older.id.clone(), ours, theirs };
         assert_eq!(older.append_surely(&started(1)).await, Err(superseded.clone()));
-        assert_eq!(older.register("a".into(), 1, &[]).await, Err(superseded));
+        assert_eq!(older.register("a".into(), 1, &[], &[]).await, Err(superseded));
         assert_eq!(journal.head(&older.stream).await.unwrap(), head);
     }
 }

@@ -3,6 +3,7 @@
 use std::{
     ffi::OsString,
     net::{IpAddr, Ipv4Addr},
+    path::PathBuf,
     time::Duration,
 };
 
@@ -44,6 +45,11 @@ pub const RESTART_BACKOFF_MAX: Duration = Duration::from_secs(10);
 /// A worker that lived this long is started again at once when it dies: what killed it is not its start.
 pub const STABLE_AFTER: Duration = Duration::from_secs(30);
 
+/// A worker whose EA is gone goes on for this long: longer than it takes to start an EA again, also on a slow machine and with a second try.
+/// Not longer, because nobody can come, go or be muted in its calls meanwhile; when it ends its clients are moved at once, and
+/// not only after the 60 s for which an EA with live ports is waited for.
+pub const ADOPT_WITHIN: Duration = Duration::from_secs(30);
+
 /// What an EA is told.
 #[derive(Debug, Clone)]
 pub struct EaSettings {
@@ -82,6 +88,10 @@ pub struct EaSettings {
     pub restart_backoff_max: Duration,
     /// See [`STABLE_AFTER`].
     pub stable_after: Duration,
+    /// Where workers are found by the next process of this EA, which then takes them over; none ends them with this process.
+    pub workers_folder: Option<PathBuf>,
+    /// See [`ADOPT_WITHIN`].
+    pub adopt_within: Duration,
 }
 
 impl EaSettings {
@@ -105,6 +115,8 @@ impl EaSettings {
             restart_backoff_min: RESTART_BACKOFF_MIN,
             restart_backoff_max: RESTART_BACKOFF_MAX,
             stable_after: STABLE_AFTER,
+            workers_folder: None,
+            adopt_within: ADOPT_WITHIN,
         }
     }
 }

@@ -81,6 +81,8 @@ pub struct Slot {
     pub worker: WorkerIndex,
     /// Generation of the first worker.
     pub generation: u64,
+    /// The first worker and where it takes packets, if it was taken over.
+    pub first: Option<(WorkerLink, SocketAddr)>,
     /// What each worker is told; the port is replaced by the one the first got.
     pub config: WorkerConfig,
     /// Times.
@@ -136,6 +138,12 @@ impl Slot {
 
     /// From start to end of one worker; says whether it got ready.
     async fn one_life(&mut self) -> (bool, Ended) {
+        if let Some((link, udp)) = self.first.take() {
+            return self.serve(link, udp).await;
+        }
+        if let Some(adoptable) = &mut self.config.adoptable {
+            adoptable.generation = self.generation;
+        }
         let mut link = match self.spawner.spawn(&self.config) {
             Ok(link) => link,
             Err(error) => return (false, Ended::Worker(error.to_string())),
@@ -155,6 +163,11 @@ impl Slot {
                 return (false, Ended::Worker(format!("not ready within {:?}", self.settings.ready_timeout)));
             }
         };
+        self.serve(link, udp).await
+    }
+
+    /// The life of a worker that is ready.
+    async fn serve(&mut self, link: WorkerLink, udp: SocketAddr) -> (bool, Ended) {
         self.config.listen.set_port(udp.port());
         let event = SlotEvent::Ready { udp, pid: link.pid, to: link.to.clone() };
         if !self.tell(event).await {
@@ -173,7 +186,7 @@ impl Slot {
         loop {
             tokio::select! {
                 biased;
-                () = wanted(&mut self.replace, self.generation) => return Ended::Worker("hung: its queue was full".into()),
+                () = wanted(&mut self.replace, self.generation) => return self.give_up(link, "hung: its queue was full").await,
                 () = stopped(&mut self.stop) => return self.shut_down(link).await,
                 _ = ping.tick() => {
                     // After a pause of our own (a stopped machine, a starved process) the worker has not been silent: we were deaf.
@@ -182,7 +195,7 @@ impl Slot {
                     }
                     last_look = Instant::now();
                     if last_pong.elapsed() >= self.settings.pong_timeout {
-                        return Ended::Worker("hung".into());
+                        return self.give_up(link, "hung").await;
                     }
                     next_id += 1;
                     // A full queue is no reason by itself: the missing answer will be.
@@ -210,7 +223,7 @@ impl Slot {
         drop((to, from));
         let kill_later = async {
             tokio::time::sleep(self.settings.shutdown_timeout).await;
-            drop(kill);
+            let _ = kill.send(());
             std::future::pending::<()>().await;
         };
         tokio::select! {
@@ -220,6 +233,13 @@ impl Slot {
         }
     }
 
+    /// Kills a worker that does not answer.
+    async fn give_up(&self, link: WorkerLink, why: &str) -> Ended {
+        let _ = link.kill.send(());
+        let _ = timeout(self.settings.shutdown_timeout, link.ended).await;
+        Ended::Worker(why.to_owned())
+    }
+
     /// Ends a worker in order, or by force when it takes too long.
     async fn shut_down(&self, mut link: WorkerLink) -> Ended {
         let _ = link.to.try_send(ToWorker::Shutdown);
@@ -227,7 +247,7 @@ impl Slot {
         if timeout(self.settings.shutdown_timeout, last_words).await.is_err() {
             tracing::warn!(worker = %self.worker, "SFU worker did not end when told to: killed");
         }
-        drop(link.kill);
+        let _ = link.kill.send(());
         let _ = timeout(self.settings.shutdown_timeout, link.ended).await;
         Ended::Told
     }

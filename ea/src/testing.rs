@@ -3,6 +3,7 @@
 use std::{
     collections::BTreeMap,
     net::SocketAddr,
+    pin::Pin,
     sync::{
         Arc, Mutex,
         atomic::{AtomicBool, AtomicUsize, Ordering},
@@ -17,9 +18,13 @@ use roomlog_bus::{
     ortc::*,
     time::Timestamp,
 };
-use roomlog_sfu::control::{FromWorker, ToWorker, WorkerConfig, WorkerLoad};
+use roomlog_sfu::{
+    adoption::{Hello, Welcome},
+    control::{FromWorker, ToWorker, WorkerConfig, WorkerLoad},
+};
 use tokio::sync::{Notify, mpsc, oneshot};
 
+use crate::adopt::LeftBehind;
 use crate::worker::{SpawnError, SpawnWorker, WorkerLink};
 
 /// The routers of one worker, as books.
@@ -304,7 +309,7 @@ pub struct FakeSpawner {
     pub failing: Arc<AtomicUsize>,
 }
 
-/// One worker that was started, in order of starts.
+/// One worker that was started, in order of starts. It outlives the runtime that served it.
 #[derive(Clone)]
 pub struct FakeWorker {
     pub port: u16,
@@ -314,6 +319,10 @@ pub struct FakeWorker {
     /// Ends when told.
     pub die: Arc<Notify>,
     pub says: mpsc::Sender<FromWorker>,
+    /// What it was started with.
+    pub config: WorkerConfig,
+    /// It has ended.
+    pub ended: Arc<AtomicBool>,
 }
 
 impl FakeSpawner {
@@ -336,29 +345,66 @@ impl SpawnWorker for FakeSpawner {
         let mut workers = self.workers.lock().unwrap();
         let port =
             if config.listen.port() == 0 { 40_000 + workers.len() as u16 } else { config.listen.port() };
-        let (to, mut commands) = mpsc::channel(64);
-        let (says, from) = mpsc::channel(64);
-        let (has_ended, ended) = oneshot::channel();
-        let (kill, mut killed) = oneshot::channel();
-        let worker = FakeWorker {
+        let mut worker = FakeWorker {
             port,
             books: Arc::default(),
             hung: Arc::default(),
             die: Arc::default(),
-            says: says.clone(),
+            says: mpsc::channel(1).0,
+            config: config.clone(),
+            ended: Arc::default(),
         };
-        workers.push(worker.clone());
-        let udp = SocketAddr::new(config.listen.ip(), port);
+        let link = worker.serve(false);
+        let udp = worker.udp();
+        worker.says.try_send(FromWorker::Ready { udp }).expect("the queue is new");
+        workers.push(worker);
+        Ok(link)
+    }
+
+    fn left_behind(&self, _: Hello) -> Pin<Box<dyn Future<Output = Vec<LeftBehind>> + Send + '_>> {
+        let mut workers = self.workers.lock().unwrap();
+        let living = workers.iter_mut().filter(|w| !w.has_ended());
+        let found = living.map(|worker| {
+            let rooms = worker.books.lock().unwrap().routers.keys().cloned().collect();
+            let (config, udp) = (worker.config.clone(), worker.udp());
+            let answer = Ok(Welcome { version: String::new(), config, udp, rooms });
+            LeftBehind { link: worker.serve(true), answer }
+        });
+        let found: Vec<_> = found.collect();
+        Box::pin(async { found })
+    }
+}
+
+impl FakeWorker {
+    fn udp(&self) -> SocketAddr {
+        SocketAddr::new(self.config.listen.ip(), self.port)
+    }
+
+    pub fn has_ended(&self) -> bool {
+        self.ended.load(Ordering::SeqCst)
+    }
+
+    /// Answers until it ends, or, if it was taken over, is let go.
+    fn serve(&mut self, taken_over: bool) -> WorkerLink {
+        let (to, mut commands) = mpsc::channel(64);
+        let (says, from) = mpsc::channel(64);
+        let (has_ended, ended) = oneshot::channel();
+        let (kill, mut killed) = oneshot::channel();
+        self.says = says.clone();
+        let worker = self.clone();
         tokio::spawn(async move {
-            let _ = says.send(FromWorker::Ready { udp }).await;
             let reason = loop {
                 let command = tokio::select! {
                     biased;
                     command = commands.recv() => command,
                     () = worker.die.notified() => break "signal: 9",
-                    _ = &mut killed => break "killed",
+                    asked = &mut killed => match asked {
+                        Err(_) if taken_over => return,
+                        _ => break "killed",
+                    },
                 };
                 let answer = match command {
+                    None if taken_over => return,
                     None | Some(ToWorker::Shutdown) => break "exit status: 0",
                     Some(_) if worker.hung.load(Ordering::SeqCst) => continue,
                     Some(ToWorker::Ping { id }) => FromWorker::Pong { id, load: WorkerLoad::default() },
@@ -369,8 +415,9 @@ impl SpawnWorker for FakeSpawner {
                 };
                 let _ = says.send(answer).await;
             };
+            worker.ended.store(true, Ordering::SeqCst);
             let _ = has_ended.send(reason.to_owned());
         });
-        Ok(WorkerLink { pid: Some(u32::from(port)), to, from, ended, kill })
+        WorkerLink { pid: Some(u32::from(self.port)), to, from, ended, kill }
     }
 }

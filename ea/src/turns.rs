@@ -37,6 +37,19 @@ impl Turns {
         }
     }
 
+    /// These workers run on from an earlier process and hold so many rooms each. Nobody knows whose turn it was; the one with the fewest has
+    /// it, unless they differ by more than opening in turn can make them: then rooms have closed, which does not count, and it goes round
+    /// from here. Call it before others join.
+    pub fn adopt(&mut self, holding: &[(WorkerIndex, u64)]) {
+        let most = holding.iter().map(|(_, rooms)| *rooms).max().unwrap_or(0);
+        let in_turn = holding.iter().all(|(_, rooms)| most - rooms <= 1);
+        for &(worker, rooms) in holding {
+            if let Some(worker) = self.workers.get_mut(usize::from(worker.0)) {
+                *worker = Worker { live: true, rooms, turns: if in_turn { rooms } else { most } };
+            }
+        }
+    }
+
     /// The worker is gone, and its rooms with it.
     pub fn leave(&mut self, worker: WorkerIndex) {
         if let Some(worker) = self.workers.get_mut(usize::from(worker.0)) {
@@ -134,6 +147,20 @@ mod tests {
         turns.leave(WorkerIndex(0));
         turns.join(WorkerIndex(0));
         assert_eq!(indices(&mut turns, 4), [0, 1, 0, 1], "one room to catch up, then in turn");
+    }
+
+    #[test]
+    fn workers_that_run_on_are_given_rooms_in_turn() {
+        let holding = |rooms: &[u64]| {
+            let mut turns = Turns::new(3);
+            let holding: Vec<_> = (0..).zip(rooms).map(|(w, rooms)| (WorkerIndex(w), *rooms)).collect();
+            turns.adopt(&holding);
+            (rooms.len()..3).for_each(|w| turns.join(WorkerIndex(w as u16)));
+            indices(&mut turns, 4)
+        };
+        assert_eq!(holding(&[2, 1, 2]), [1, 2, 0, 1], "the one that was next has the turn");
+        assert_eq!(holding(&[9, 2, 4]), [0, 1, 2, 0], "closings do not count");
+        assert_eq!(holding(&[2, 2]), [2, 2, 0, 1], "a new one is filled up to the others");
     }
 
     #[test]

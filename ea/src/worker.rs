@@ -1,13 +1,24 @@
-//! An SFU worker as the EA holds it: two queues, an ending, and a way to kill it. Production starts a child process; tests start what they like.
+//! An SFU worker as the EA holds it: two queues, an ending, and a way to kill it. Production starts a child process, or takes over one that an
+//! earlier process has started; tests start what they like.
 
-use std::{ffi::OsString, process::Stdio};
-
-use roomlog_sfu::control::{ControlError, FrameDecoder, FromWorker, ToWorker, WorkerConfig, encode};
-use tokio::{
-    io::{AsyncReadExt, AsyncWriteExt},
-    process::{Child, ChildStdin, ChildStdout, Command},
-    sync::{mpsc, oneshot},
+use std::{
+    ffi::OsString, os::unix::fs::DirBuilderExt, path::PathBuf, pin::Pin, process::Stdio, time::Duration,
 };
+
+use roomlog_sfu::{
+    adoption::Hello,
+    control::{ControlError, FrameDecoder, FromWorker, ToWorker, WorkerConfig, encode},
+};
+use rustix::process::{Pid, Signal, kill_process};
+use tokio::{
+    io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt},
+    net::UnixStream,
+    process::{Child, Command},
+    sync::{mpsc, oneshot},
+    time::sleep,
+};
+
+use crate::adopt::{LeftBehind, left_behind, tidy};
 
 /// Frames waiting for one worker, at most. More than the 4 096 unanswered requests of ECs that are let in, so that what follows from the log
 /// still has room behind them; a worker whose queue is full for all that does not read any more and is replaced.
@@ -19,7 +30,11 @@ const FROM_QUEUE: usize = 1_024;
 /// Bytes read from or written to a pipe in one call: what a Linux pipe holds (64 KiB).
 const PIPE_BYTES: usize = 64 * 1024;
 
-/// A running worker. Dropping it kills the worker.
+/// How often it is looked whether a process that was told to end, and is no child, has.
+const LOOK_EVERY: Duration = Duration::from_millis(20);
+
+/// A running worker. Dropping it kills a worker that this process has started, and lets one go that it has taken over: an EA that does not
+/// come up leaves calls to the next try.
 #[derive(Debug)]
 pub struct WorkerLink {
     /// Process id, where there is a process.
@@ -30,7 +45,7 @@ pub struct WorkerLink {
     pub from: mpsc::Receiver<FromWorker>,
     /// How it ended.
     pub ended: oneshot::Receiver<String>,
-    /// Kills it when sent or dropped.
+    /// Kills it when sent.
     pub kill: oneshot::Sender<()>,
 }
 
@@ -57,18 +72,25 @@ pub enum SpawnError {
 pub trait SpawnWorker: Send + Sync + 'static {
     /// Starts one that is told `config`. Called inside a tokio runtime.
     fn spawn(&self, config: &WorkerConfig) -> Result<WorkerLink, SpawnError>;
+
+    /// Finds the workers that an earlier process has left behind.
+    fn left_behind(&self, hello: Hello) -> Pin<Box<dyn Future<Output = Vec<LeftBehind>> + Send + '_>> {
+        let _ = hello;
+        Box::pin(async { Vec::new() })
+    }
 }
 
 /// Starts workers as child processes.
 #[derive(Debug, Clone)]
 pub struct ProcessSpawner {
     command: Vec<OsString>,
+    folder: Option<PathBuf>,
 }
 
 impl ProcessSpawner {
-    /// `command` is the program and its arguments.
-    pub fn new(command: Vec<OsString>) -> Self {
-        Self { command }
+    /// `command` is the program and its arguments; in `folder` workers are found by a later process.
+    pub fn new(command: Vec<OsString>, folder: Option<PathBuf>) -> Self {
+        Self { command, folder }
     }
 }
 
@@ -76,6 +98,9 @@ impl SpawnWorker for ProcessSpawner {
     fn spawn(&self, config: &WorkerConfig) -> Result<WorkerLink, SpawnError> {
         let (program, arguments) = self.command.split_first().ok_or(SpawnError::NoCommand)?;
         let first = encode(config)?;
+        if let Some(adoptable) = &config.adoptable {
+            tidy(&adoptable.folder, adoptable.worker);
+        }
         let mut child = Command::new(program)
             .args(arguments)
             .stdin(Stdio::piped())
@@ -94,16 +119,114 @@ impl SpawnWorker for ProcessSpawner {
         let (kill, killed) = oneshot::channel();
         // Each task ends with the process: its pipes close when it does.
         tokio::spawn(write_frames(stdin, first, commands));
-        tokio::spawn(read_frames(stdout, said));
+        tokio::spawn(read_frames(stdout, FrameDecoder::new(), said));
         tokio::spawn(wait(child, killed, has_ended));
         Ok(WorkerLink { pid, to, from, ended, kill })
     }
+
+    fn left_behind(&self, hello: Hello) -> Pin<Box<dyn Future<Output = Vec<LeftBehind>> + Send + '_>> {
+        Box::pin(async move {
+            let Some(folder) = &self.folder else { return Vec::new() };
+            // Who can connect can end calls: nobody but this user.
+            let made = std::fs::DirBuilder::new().recursive(true).mode(0o700).create(folder);
+            if let Err(error) = made {
+                tracing::warn!(%error, folder = %folder.display(), "workers will end with this process, since there is no folder for their sockets");
+            }
+            left_behind(folder, hello).await
+        })
+    }
 }
 
-async fn write_frames(mut stdin: ChildStdin, first: Vec<u8>, mut commands: mpsc::Receiver<ToWorker>) {
+/// A process that is no child of this one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Process {
+    pid: u32,
+    /// When it began, in ticks since the system's: another process that got the same id began later.
+    began: u64,
+}
+
+impl Process {
+    /// The process that runs under `pid`.
+    pub fn running(pid: u32) -> Option<Self> {
+        let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+        // Behind the name, which may hold anything: the state is field 3, the start field 22 (proc(5)).
+        let (_, fields) = stat.rsplit_once(')')?;
+        let mut fields = fields.split_whitespace();
+        if fields.next()? == "Z" {
+            return None; // it has ended, and whoever inherited it has not looked yet
+        }
+        Some(Self { pid, began: fields.nth(18)?.parse().ok()? })
+    }
+
+    /// Its id.
+    pub fn pid(&self) -> u32 {
+        self.pid
+    }
+
+    /// Whether it still runs.
+    pub fn runs(&self) -> bool {
+        Self::running(self.pid) == Some(*self)
+    }
+
+    fn kill(&self) {
+        let pid = i32::try_from(self.pid).ok().and_then(Pid::from_raw).filter(|_| self.runs());
+        if let Some(Err(error)) = pid.map(|pid| kill_process(pid, Signal::KILL)) {
+            tracing::warn!(%error, pid = self.pid, "an SFU worker could not be killed");
+        }
+    }
+}
+
+/// A worker that is served over `stream`, of which `decoder` may have read ahead.
+pub fn link_over(stream: UnixStream, decoder: FrameDecoder, process: Process) -> WorkerLink {
+    let (reader, writer) = stream.into_split();
+    let (to, commands) = mpsc::channel(WORKER_QUEUE);
+    let (said, from) = mpsc::channel(FROM_QUEUE);
+    let (has_ended, ended) = oneshot::channel();
+    let (kill, killed) = oneshot::channel();
+    let (open, closed) = oneshot::channel::<()>();
+    tokio::spawn(write_frames(writer, Vec::new(), commands));
+    tokio::spawn(async move {
+        let _open = open;
+        read_frames(reader, decoder, said).await;
+    });
+    tokio::spawn(wait_for(process, killed, closed, has_ended));
+    WorkerLink { pid: Some(process.pid()), to, from, ended, kill }
+}
+
+/// Waits for the end of a process that is no child: its socket closes with it.
+async fn wait_for(
+    process: Process,
+    mut killed: oneshot::Receiver<()>,
+    mut closed: oneshot::Receiver<()>,
+    has_ended: oneshot::Sender<String>,
+) {
+    let (mut is_killed, mut is_closed) = (false, false);
+    while process.runs() || !(is_killed || is_closed) {
+        tokio::select! {
+            biased;
+            asked = &mut killed, if !is_killed => match asked {
+                Ok(()) => {
+                    is_killed = true;
+                    process.kill();
+                }
+                Err(_) => return, // let go
+            },
+            _ = &mut closed, if !is_closed => is_closed = true,
+            () = sleep(LOOK_EVERY), if is_killed || is_closed => {}
+        }
+    }
+    let how = if is_killed { "killed" } else { "gone; only who started it would know how" };
+    let _ = has_ended.send(how.to_owned());
+}
+
+async fn write_frames(
+    mut to: impl AsyncWrite + Unpin,
+    first: Vec<u8>,
+    mut commands: mpsc::Receiver<ToWorker>,
+) {
     let mut buffer = first;
     loop {
-        if stdin.write_all(&buffer).await.is_err() {
+        if to.write_all(&buffer).await.is_err() {
             return; // the process is gone, and whoever waits for it says so
         }
         buffer.clear();
@@ -119,15 +242,13 @@ async fn write_frames(mut stdin: ChildStdin, first: Vec<u8>, mut commands: mpsc:
     }
 }
 
-async fn read_frames(mut stdout: ChildStdout, said: mpsc::Sender<FromWorker>) {
-    let mut decoder = FrameDecoder::new();
+async fn read_frames(
+    mut from: impl AsyncRead + Unpin,
+    mut decoder: FrameDecoder,
+    said: mpsc::Sender<FromWorker>,
+) {
     let mut buffer = vec![0; PIPE_BYTES];
     loop {
-        let count = match stdout.read(&mut buffer).await {
-            Ok(0) | Err(_) => return,
-            Ok(count) => count,
-        };
-        decoder.push(&buffer[..count]);
         loop {
             match decoder.next::<FromWorker>() {
                 Ok(Some(message)) => {
@@ -141,6 +262,10 @@ async fn read_frames(mut stdout: ChildStdout, said: mpsc::Sender<FromWorker>) {
                     return;
                 }
             }
+        }
+        match from.read(&mut buffer).await {
+            Ok(0) | Err(_) => return,
+            Ok(count) => decoder.push(&buffer[..count]),
         }
     }
 }

@@ -123,7 +123,7 @@ impl Shared {
         if node.incarnation < placement.incarnation {
             return None; // this view is behind the log that placed the room
         }
-        if node.incarnation > placement.incarnation {
+        if node.has_restarted_without(placement) {
             return Some("ea-restarted");
         }
         match node.phase {

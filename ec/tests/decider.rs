@@ -59,6 +59,7 @@ impl World {
             workers,
             version: "0".into(),
             probe: None,
+            adopted: Vec::new(),
         };
         world.write_other(&nuve(), &nuve(), None, vec![node(0).into()]);
         world.write_other(&ec(), &ec(), None, vec![node(0).into()]);

@@ -74,6 +74,7 @@ async fn urls_follow_the_request_unless_a_public_url_is_set() {
         workers: 0,
         version: "test".into(),
         probe: None,
+        adopted: Vec::new(),
     };
     let node = ec.log.writer().node.clone();
     ec.log.append(node, head, Default::default(), &[event.into()]).await.unwrap();

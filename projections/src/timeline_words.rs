@@ -404,7 +404,12 @@ pub fn node(stream: &StreamId, event: &Event) -> String {
                 String::new()
             };
             let at = if e.address.is_empty() { String::new() } else { format!(", at {}", e.address) };
-            format!("{kind} registered: start {}{at}, version {}{workers}", e.incarnation, e.version)
+            let adopted: Vec<String> = e.adopted.iter().map(|a| a.worker.to_string()).collect();
+            let adopted = match adopted.is_empty() {
+                true => String::new(),
+                false => format!(", of which these run on with their rooms: {}", adopted.join(" ")),
+            };
+            format!("{kind} registered: start {}{at}, version {}{workers}{adopted}", e.incarnation, e.version)
         }
         Event::NodeLost(e) => {
             format!("{kind} LOST: start {}, noticed by {} ({})", e.incarnation, e.observer, e.reason)

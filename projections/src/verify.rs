@@ -81,6 +81,7 @@ pub const RULES: &[(&str, &str)] = &[
     ("node-writer", "only a node itself says that it started, left, or has workers"),
     ("lost-twice", "a start of a node is lost once"),
     ("worker-generation", "a worker's starts are numbered upwards"),
+    ("adopted", "a start of an EA takes over only workers that ran in the one before"),
     ("round-robin", "rooms go to an EA's workers in turn"),
     ("service", "a service is made once, by NUVE, and nothing follows its deletion"),
     ("ghost", "clients that are gone have left; rooms with clients have a living owner and worker"),

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use roomlog_bus::{
     commit::{Commit, StreamId, StreamKind, Writer},
-    events::{Event, Placement},
+    events::{AdoptedWorker, Event, Placement},
     ids::{EaId, Incarnation, Version, WorkerIndex},
     time::Timestamp,
 };
@@ -44,7 +44,7 @@ impl Nodes {
             node.event(commit, event, events, report);
             if let Some(ea) = &ea {
                 match event {
-                    Event::NodeRegistered(_) => turns.registered(ea, report),
+                    Event::NodeRegistered(e) => turns.registered(ea, e.adopted.is_empty(), report),
                     Event::WorkerStarted(e) => turns.started(ea, e.worker, report),
                     Event::WorkerDied(_) => turns.ended(ea, report),
                     _ => {}
@@ -83,7 +83,7 @@ impl Nodes {
     /// The same of the worker that carries a room.
     pub(crate) fn media_gone(&self, place: &Placement) -> Option<(Timestamp, String)> {
         let node = self.0.get(&StreamId::from(&place.ea))?;
-        let how = Self::start_gone(&node.state, place.incarnation).or_else(|| {
+        let how = Self::place_gone(&node.state, place).or_else(|| {
             let runs = node.state.generations.get(&place.worker) == Some(&place.generation);
             (!runs).then(|| format!("worker {} start {} has died", place.worker, place.generation))
         })?;
@@ -94,6 +94,22 @@ impl Nodes {
         if node.incarnation > incarnation {
             return Some(format!("start {incarnation} was followed by start {}", node.incarnation));
         }
+        Self::ended(node)
+    }
+
+    fn place_gone(node: &NodeState, place: &Placement) -> Option<String> {
+        if node.has_restarted_without(place) {
+            let next = node.incarnation;
+            return Some(format!(
+                "start {} was followed by start {next}, without its worker",
+                place.incarnation
+            ));
+        }
+        Self::ended(node)
+    }
+
+    fn ended(node: &NodeState) -> Option<String> {
+        let incarnation = node.incarnation;
         match node.phase {
             NodePhase::Lost => Some(format!("start {incarnation} was lost")),
             NodePhase::Left => Some(format!("start {incarnation} has left")),
@@ -120,6 +136,13 @@ impl NodeCheck {
                     && report.must(e.incarnation == writer.incarnation, "incarnation", || {
                         format!("start {} registered by start {}", e.incarnation, writer.incarnation)
                     });
+                for adopted in &e.adopted {
+                    let running = self.state.generations.get(&adopted.worker);
+                    report.must(running == Some(&adopted.generation), "adopted", || {
+                        let AdoptedWorker { worker, generation } = adopted;
+                        format!("worker {worker} start {generation} is adopted, and did not run before")
+                    });
+                }
             }
             Event::WorkerStarted(e) => {
                 if itself(report) && self.current(kind, writer.incarnation, report) {

@@ -4,7 +4,7 @@
 //! than they were made (which evens out), and one that was never committed took a turn the log does not show. Hence counts are
 //! compared only where a stretch ends, and a difference of 2 is a warning, not an error.
 //!
-//! A stretch begins when the EA registers. It ends with the first room that leaves the EA (from then on rooms go round in turn, and the counts
+//! A stretch begins when the EA registers with new workers only. It ends with the first room that leaves the EA (from then on rooms go round in turn, and the counts
 //! say less and less), when a worker dies, and when one joins late (it is first filled up to the others).
 
 use std::collections::BTreeMap;
@@ -21,10 +21,12 @@ use crate::verify::{Report, Severity};
 pub(crate) struct Turns(BTreeMap<EaId, BTreeMap<WorkerIndex, u64>>);
 
 impl Turns {
-    /// The EA registered: a stretch begins.
-    pub(crate) fn registered(&mut self, ea: &EaId, report: &mut Report) {
+    /// The EA registered: a stretch begins, if its workers are `empty`.
+    pub(crate) fn registered(&mut self, ea: &EaId, empty: bool, report: &mut Report) {
         self.ended(ea, report);
-        self.0.insert(ea.clone(), BTreeMap::new());
+        if empty {
+            self.0.insert(ea.clone(), BTreeMap::new());
+        }
     }
 
     /// A worker is ready.

@@ -308,6 +308,9 @@ const PLANTED: &[(&str, &str, Severity, Plant)] = &[
     ("a worker's start counted down", "worker-generation", Severity::Error, |t| {
         t.write("ea.a", ("ea.a", 1), 0, vec![worker_started(0, 1)]);
     }),
+    ("a worker is taken over that did not run", "adopted", Severity::Error, |t| {
+        t.write("ea.a", ("ea.a", 2), 0, vec![adopting(2, &[(0, 1), (1, 2)])]);
+    }),
     ("one worker gets every room", "round-robin", Severity::Error, |t| {
         t.open_room("r2", 0);
         t.open_room("r3", 0);
@@ -346,6 +349,20 @@ const PLANTED: &[(&str, &str, Severity, Plant)] = &[
         t.write("ea.a", ("ea.a", 1), 0, vec![worker_died(0, 1)]);
         later(t, 65);
     }),
+    ("nobody moves the media of a worker that was not taken over", "ghost", Severity::Warning, |t| {
+        t.write("ea.a", ("ea.a", 2), 0, vec![adopting(2, &[(1, 1)]), worker_started(0, 2)]);
+        later(t, 65);
+    }),
+    (
+        "nobody moves the media of a worker that was taken over after its EA was lost",
+        "ghost",
+        Severity::Warning,
+        |t| {
+            t.write("ea.a", ("ec.e", 1), 0, vec![lost(1)]);
+            t.write("ea.a", ("ea.a", 2), 0, vec![adopting(2, &[(0, 1), (1, 1)])]);
+            later(t, 65);
+        },
+    ),
 ];
 
 fn key_rotated() -> Event {
@@ -393,6 +410,17 @@ fn what_is_just_within_the_bounds_is_no_ghost() {
     let until = tape.now.plus_millis(30_000);
     tape.ec(vec![disconnected("bob", until)]);
     later(&mut tape, 85);
+    assert_eq!(verify(&tape).findings, []);
+}
+
+#[test]
+fn media_on_workers_that_are_taken_over_again_and_again_stays_where_it_is() {
+    let mut tape = call();
+    tape.write("ea.a", ("ea.a", 2), 0, vec![adopting(2, &[(0, 1), (1, 1)])]);
+    tape.write("ea.a", ("ea.a", 2), 0, vec![worker_died(1, 1)]);
+    tape.write("ea.a", ("ea.a", 2), 0, vec![worker_started(1, 2)]);
+    tape.write("ea.a", ("ea.a", 3), 0, vec![adopting(3, &[(0, 1), (1, 2)])]);
+    later(&mut tape, 65);
     assert_eq!(verify(&tape).findings, []);
 }
 

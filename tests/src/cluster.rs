@@ -19,7 +19,12 @@ use tokio::{
     process::{Child, Command},
 };
 
-use crate::{http, process::children, proxy::Proxy, roomlog_bin};
+use crate::{
+    http,
+    process::{end_workers, workers_on},
+    proxy::Proxy,
+    roomlog_bin,
+};
 
 /// A node that has not started by then will not.
 const START_WITHIN: Duration = Duration::from_secs(30);
@@ -117,9 +122,9 @@ impl Node {
         self.child.as_ref().and_then(Child::id).expect("it runs")
     }
 
-    /// The processes it has started: an EA's workers.
-    pub fn workers(&self) -> anyhow::Result<Vec<u32>> {
-        children(self.pid())
+    /// An EA's workers, whichever process of it has started them.
+    pub fn workers(&self) -> Vec<u32> {
+        workers_on(&self.data)
     }
 
     fn log(&self) -> PathBuf {
@@ -131,7 +136,7 @@ impl Node {
         std::fs::read_to_string(self.log()).unwrap_or_default()
     }
 
-    /// SIGKILL.
+    /// SIGKILL. An EA's workers go on.
     pub async fn kill(&mut self) {
         if let Some(mut child) = self.child.take() {
             let _ = child.kill().await;
@@ -140,7 +145,7 @@ impl Node {
 
     /// SIGKILL to it and to all it has started.
     pub async fn kill_with_workers(&mut self) -> anyhow::Result<()> {
-        let mut pids = self.workers()?;
+        let mut pids = self.workers();
         pids.insert(0, self.pid());
         signal("-KILL", &pids)?;
         self.kill().await;
@@ -171,9 +176,18 @@ impl Node {
     }
 
     fn signal_all(&self, name: &str) -> anyhow::Result<()> {
-        let mut pids = self.workers()?;
+        let mut pids = self.workers();
         pids.push(self.pid());
         signal(name, &pids)
+    }
+}
+
+impl Drop for Node {
+    fn drop(&mut self) {
+        if let Some(child) = &mut self.child {
+            let _ = child.start_kill();
+        }
+        end_workers(&self.data);
     }
 }
 

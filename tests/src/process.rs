@@ -1,8 +1,13 @@
 //! `roomlog up` as a process of its own, to be killed.
 
-use std::{path::Path, process::Stdio, time::Duration};
+use std::{
+    path::{Path, PathBuf},
+    process::Stdio,
+    time::Duration,
+};
 
 use anyhow::{Context, bail};
+use roomlog_sfu::adoption::SocketName;
 use serde_json::Value;
 use tokio::{
     io::{AsyncBufReadExt, BufReader},
@@ -58,9 +63,10 @@ pub fn replay(data: &Path, arguments: &[&str]) -> anyhow::Result<Value> {
         .with_context(|| format!("replay {arguments:?}: {}", String::from_utf8_lossy(&out.stderr)))
 }
 
-/// A running `roomlog up`.
+/// A running `roomlog up`. What is left of it ends when it is dropped.
 pub struct Up {
     child: Child,
+    data: PathBuf,
     /// `http://host:port`.
     pub origin: String,
     /// The demo service's publishable key.
@@ -72,8 +78,9 @@ impl Up {
     pub async fn start(data: &Path, flags: &[&str]) -> anyhow::Result<Self> {
         let log = std::fs::OpenOptions::new().create(true).append(true).open(data.join("up.log"))?;
         let mut child = Command::new(roomlog_bin())
-            .args(["up", "--listen", "127.0.0.1:0", "--data"])
+            .args(["up", "--data"])
             .arg(data)
+            .args(if flags.contains(&"--listen") { &[][..] } else { &["--listen", "127.0.0.1:0"] })
             .args(flags)
             // As deploy/up starts it.
             .env("MALLOC_ARENA_MAX", "1")
@@ -100,7 +107,7 @@ impl Up {
             .context("roomlog up does not serve in time")??;
         let demo = http::call_ok(&origin, "GET", "/v1/demo", None, None).await?;
         let key = demo["publishableKey"].as_str().context("no demo key")?.to_owned();
-        Ok(Self { child, origin, key })
+        Ok(Self { child, data: data.to_owned(), origin, key })
     }
 
     /// The demo service's secret key, from where it keeps it in `data`.
@@ -129,9 +136,9 @@ impl Up {
         Ok(pages * 4096)
     }
 
-    /// Its SFU workers: the processes it has started.
-    pub fn workers(&self) -> anyhow::Result<Vec<u32>> {
-        children(self.pid())
+    /// Its SFU workers.
+    pub fn workers(&self) -> Vec<u32> {
+        workers_on(&self.data)
     }
 
     /// A token for `user` in the room called `name`, made if it is not there.
@@ -168,29 +175,46 @@ impl Up {
         Ok(())
     }
 
-    /// SIGKILL, and waits until it is gone.
+    /// SIGKILL, and waits until it is gone. Its workers end with it.
     pub async fn kill(mut self) {
         let _ = self.child.kill().await;
     }
+
+    /// SIGKILL to it alone: its workers go on.
+    pub async fn kill_alone(mut self) {
+        let _ = self.child.kill().await;
+        self.data = PathBuf::new();
+    }
 }
 
-/// The processes that `pid` has started and that still run, by number.
-pub fn children(pid: u32) -> anyhow::Result<Vec<u32>> {
-    let mut found = Vec::new();
-    for entry in std::fs::read_dir("/proc")? {
-        let Some(child) = entry?.file_name().to_str().and_then(|name| name.parse().ok()) else { continue };
-        // Gone between two looks is no child.
-        let Ok(stat) = std::fs::read_to_string(format!("/proc/{child}/stat")) else { continue };
-        // After the name in parentheses, which may hold anything: the state and the parent (proc(5)).
-        let Some((_, fields)) = stat.rsplit_once(')') else { continue };
-        let mut fields = fields.split_whitespace();
-        let running = fields.next().is_some_and(|state| state != "Z");
-        if running && fields.next().and_then(|parent| parent.parse().ok()) == Some(pid) {
-            found.push(child);
-        }
+impl Drop for Up {
+    fn drop(&mut self) {
+        let _ = self.child.start_kill();
+        end_workers(&self.data);
     }
+}
+
+/// The SFU workers that run on the data folder of an EA, whichever process of it has started them, by number.
+pub fn workers_on(data: &Path) -> Vec<u32> {
+    let Ok(entries) = std::fs::read_dir(data.join("workers")) else { return Vec::new() };
+    let named = entries.filter_map(|entry| Some(SocketName::parse(entry.ok()?.file_name().to_str()?)?.pid));
+    let mut found: Vec<u32> = named.filter(|pid| is_worker(*pid)).collect();
     found.sort_unstable();
-    Ok(found)
+    found
+}
+
+/// Whether a process runs as a worker, and its number was not given to another since.
+fn is_worker(pid: u32) -> bool {
+    // Of one that has ended and was not waited for there are no arguments any more (proc(5)).
+    let arguments = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+    arguments.split(|byte| *byte == 0).any(|argument| argument == b"sfu-worker")
+}
+
+/// Ends the workers on a data folder. After the process that would replace them.
+pub fn end_workers(data: &Path) {
+    for pid in workers_on(data) {
+        let _ = kill(pid);
+    }
 }
 
 /// SIGKILL to one process.

@@ -117,7 +117,7 @@ async fn peers_that_never_read_are_not_noticed_and_nothing_grows_for_them() -> a
         alive.push(std::thread::spawn(move || deaf_and_alive(client, worker, &socket, &over)));
     }
     let held = || -> anyhow::Result<(u64, u64)> {
-        let worker = *up.workers()?.first().context("there is a worker")?;
+        let worker = *up.workers().first().context("there is a worker")?;
         Ok((up.resident()?, Held::of(worker)?.resident))
     };
     let first = worst_gap(&ann, &bob, DEAF_FOR).await?;

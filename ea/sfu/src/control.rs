@@ -5,8 +5,8 @@
 //! ```
 //!
 //! The parent writes one [`WorkerConfig`] and then [`ToWorker`] frames; the worker answers with [`FromWorker`] frames, [`FromWorker::Ready`]
-//! first. Standard error is for logs. End of stdin means that the parent is gone, and the worker ends at once. Nothing here does IO:
-//! a parent on tokio writes what [`encode`] gives and feeds a [`FrameDecoder`] with what it reads.
+//! first. Standard error is for logs. End of stdin means that the parent is gone, and the worker ends at once, or waits to be taken over
+//! ([`adoption`](crate::adoption)). Nothing here does IO: a parent on tokio writes what [`encode`] gives and feeds a [`FrameDecoder`] with what it reads.
 
 use std::net::{IpAddr, SocketAddr};
 
@@ -15,6 +15,8 @@ use roomlog_bus::{
     media::{ICE_CONSENT_MS, MediaAnswer, MediaCommand, MediaError, MediaNotification},
 };
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
+
+use crate::adoption::Adoptable;
 
 /// The longest frame body, in bytes. An inventory or the statistics of a router with some thousand consumers stay below 4 MiB; a
 /// length beyond it means that the two ends have lost each other, and waiting for that much would look like a hang.
@@ -52,6 +54,9 @@ pub struct WorkerConfig {
     /// A transport without a valid binding request for this long is `disconnected`, in milliseconds.
     #[serde(default = "default_consent")]
     pub ice_consent_ms: u64,
+    /// Lets a later start of the EA find the worker; without it the worker ends with its parent.
+    #[serde(default)]
+    pub adoptable: Option<Adoptable>,
 }
 
 impl WorkerConfig {
@@ -65,6 +70,7 @@ impl WorkerConfig {
             socket_buffer_bytes: DEFAULT_SOCKET_BUFFER_BYTES,
             max_transports: DEFAULT_MAX_TRANSPORTS,
             ice_consent_ms: ICE_CONSENT_MS,
+            adoptable: None,
         }
     }
 }

@@ -1,9 +1,10 @@
 //! The SFU worker: a single-threaded process that moves packets between the clients of its rooms.
 //!
-//! An EA starts one per core and talks to it over its stdin and stdout ([`control`]); clients send to its one UDP port.
+//! An EA starts one per core and talks to it over its stdin and stdout ([`control`]), a later start of that EA over a socket
+//! ([`adoption`]); clients send to its one UDP port.
 //!
 //! ```text
-//! run ── net ─────────── the process: sockets, pipes, the clock
+//! run ── net, parent ─── the process: sockets, pipes, the clock
 //!  └─ worker ─────────── no IO: datagrams, requests and time in, datagrams and notifications out
 //!      ├─ commands       what an EA asks
 //!      ├─ receive        what clients send
@@ -16,6 +17,7 @@
 
 #![forbid(unsafe_code)]
 
+pub mod adoption;
 mod arena;
 mod codec;
 mod commands;
@@ -28,6 +30,7 @@ mod history;
 mod nack;
 mod net;
 pub mod ortc;
+mod parent;
 mod pool;
 mod producer;
 mod receive;

@@ -1,17 +1,11 @@
-//! The worker process: a loop over the UDP socket and the parent's pipe.
+//! The worker process: a loop over the UDP socket and what its EA says ([`crate::parent`]).
 //!
-//! Stdin and stdout each have a thread that only moves bytes, so a slow parent never stops packets; both are joined to the loop by
-//! bounded queues. When stdin ends, the parent is gone and the process ends at once; when the parent does not read for so long that
-//! the outgoing queue is full, it is taken for gone too.
+//! An EA that does not read for so long that the outgoing queue is full hangs, and the worker ends with an error.
 
 use std::{
-    io::{self, Read, Write},
+    io::{self, Read},
     net::SocketAddr,
-    sync::{
-        Arc,
-        mpsc::{self, Receiver, SyncSender, TrySendError},
-    },
-    thread,
+    sync::Arc,
     time::Instant,
 };
 
@@ -19,20 +13,16 @@ use mio::{Events, Interest, Poll, Token, Waker};
 use rand::{RngCore, SeedableRng};
 
 use crate::{
-    control::{ControlError, FrameDecoder, FromWorker, ToWorker, WorkerConfig, encode},
+    adoption::Welcome,
+    control::{ControlError, FrameDecoder, FromWorker, ToWorker, WorkerConfig},
     dtls::DtlsError,
     net::Net,
+    parent::{ANSWER_QUEUE, Parents, REQUEST_QUEUE, Said},
     worker::Worker,
 };
 
 const UDP: Token = Token(0);
 const CONTROL: Token = Token(1);
-
-/// Requests read ahead of the loop. The reader then waits and the pipe fills, which the parent notices.
-const REQUEST_QUEUE: usize = 1024;
-
-/// Frames waiting for the parent to read. A room of a thousand joins makes a few thousand at once; at 65 536 nobody is reading.
-const ANSWER_QUEUE: usize = 65_536;
 
 /// Datagrams taken before what came of them is sent. Each goes out to every consumer, some hundred perhaps, and what is written is to be sent
 /// while it is in the cache; GSO gains little beyond. Also before answers and timers get their turn.
@@ -76,14 +66,8 @@ pub enum WorkerError {
     ParentHangs,
 }
 
-/// What the reader thread hands over.
-enum FromParent {
-    Message(Box<ToWorker>),
-    Broken(ControlError),
-    Gone,
-}
-
-/// Serves the parent on stdin and stdout until it closes stdin or says [`ToWorker::Shutdown`].
+/// Serves the parent on stdin and stdout until it says [`ToWorker::Shutdown`] or closes stdin; where it said how the worker is found, the
+/// worker then waits for others to take it over.
 pub fn run_worker() -> Result<(), WorkerError> {
     let mut decoder = FrameDecoder::new();
     let config = read_config(&mut decoder)?;
@@ -95,15 +79,14 @@ pub fn run_worker() -> Result<(), WorkerError> {
     let udp = net.local_addr().map_err(bind)?;
     let mut seed = [0; 32];
     rand::rngs::StdRng::from_os_rng().fill_bytes(&mut seed);
-    let mut worker = Worker::new(config, udp, Instant::now(), seed)?;
+    let mut worker = Worker::new(config.clone(), udp, Instant::now(), seed)?;
 
     let mut poll = Poll::new().map_err(WorkerError::Poll)?;
     poll.registry().register(net.socket(), UDP, Interest::READABLE).map_err(WorkerError::Poll)?;
     // Held here too: a waker that is dropped right after its wake takes the wake with it, and the reader ends with one.
     let waker = Arc::new(Waker::new(poll.registry(), CONTROL).map_err(WorkerError::Poll)?);
-    let requests = spawn_reader(decoder, waker.clone());
-    let answers = spawn_writer();
-    tell(&answers, &FromWorker::Ready { udp })?;
+    let mut parents = Parents::new(decoder, config.adoptable.clone(), waker.clone());
+    parents.tell(&FromWorker::Ready { udp })?;
     tracing::info!(%udp, "serving");
 
     let mut events = Events::with_capacity(64);
@@ -113,7 +96,8 @@ pub fn run_worker() -> Result<(), WorkerError> {
         let timeout = if more {
             Some(std::time::Duration::ZERO)
         } else {
-            worker.poll_timeout().map(|at| at.saturating_duration_since(now))
+            let due = worker.poll_timeout().into_iter().chain(parents.ends_at()).min();
+            due.map(|at| at.saturating_duration_since(now))
         };
         match poll.poll(&mut events, timeout) {
             Err(error) if error.kind() != io::ErrorKind::Interrupted => return Err(WorkerError::Poll(error)),
@@ -137,11 +121,11 @@ pub fn run_worker() -> Result<(), WorkerError> {
         }
         worker.handle_timeout(now);
         for _ in 0..REQUEST_QUEUE {
-            match requests.try_recv() {
-                Ok(FromParent::Message(message)) => match *message {
+            match parents.next(now)? {
+                Some(Said::Message(from, message)) => match message {
                     ToWorker::Request { id, room, command } => {
                         let result = worker.handle_request(now, &room, command);
-                        tell(&answers, &FromWorker::Answer { id, result })?;
+                        parents.answer(from, &FromWorker::Answer { id, result })?;
                     }
                     ToWorker::Ping { id } => {
                         let load = crate::control::WorkerLoad {
@@ -151,26 +135,36 @@ pub fn run_worker() -> Result<(), WorkerError> {
                             send_dropped: net.dropped,
                             ..worker.load()
                         };
-                        tell(&answers, &FromWorker::Pong { id, load })?;
+                        parents.answer(from, &FromWorker::Pong { id, load })?;
                     }
-                    ToWorker::Shutdown => {
-                        worker.close(now);
-                        net.send(worker.outbox());
-                        return Ok(());
-                    }
+                    ToWorker::Shutdown => return end(&mut worker, &mut net, now),
                 },
-                Ok(FromParent::Broken(error)) => return Err(error.into()),
-                Ok(FromParent::Gone) | Err(mpsc::TryRecvError::Disconnected) => return Ok(()),
-                Err(mpsc::TryRecvError::Empty) => break,
+                Some(Said::Visitor(visitor)) => {
+                    let (version, config) = (env!("CARGO_PKG_VERSION").into(), config.clone());
+                    parents.welcome(*visitor, Welcome { version, config, udp, rooms: worker.room_ids() })?;
+                }
+                Some(Said::Over) => return Ok(()),
+                None => break,
             }
+        }
+        if parents.ends_at().is_some_and(|at| at <= now) {
+            tracing::warn!(rooms = worker.load().routers, "no EA has come in time: this worker ends");
+            return end(&mut worker, &mut net, now);
         }
         if !worker.outbox().is_empty() {
             net.send(worker.outbox());
         }
         for (room, notification) in worker.take_notifications() {
-            tell(&answers, &FromWorker::Notification { room, notification })?;
+            parents.tell(&FromWorker::Notification { room, notification })?;
         }
     }
+}
+
+/// Says goodbye to the clients.
+fn end(worker: &mut Worker, net: &mut Net, now: Instant) -> Result<(), WorkerError> {
+    worker.close(now);
+    net.send(worker.outbox());
+    Ok(())
 }
 
 fn read_config(decoder: &mut FrameDecoder) -> Result<WorkerConfig, WorkerError> {
@@ -186,56 +180,6 @@ fn read_config(decoder: &mut FrameDecoder) -> Result<WorkerConfig, WorkerError> 
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
             Err(_) => return Err(WorkerError::NoConfig),
         }
-    }
-}
-
-fn spawn_reader(mut decoder: FrameDecoder, waker: Arc<Waker>) -> Receiver<FromParent> {
-    let (sender, receiver) = mpsc::sync_channel(REQUEST_QUEUE);
-    thread::spawn(move || {
-        let mut stdin = io::stdin().lock();
-        let mut buffer = vec![0; 64 * 1024];
-        let last = loop {
-            match decoder.next() {
-                Ok(Some(message)) => {
-                    if sender.send(FromParent::Message(Box::new(message))).is_err() {
-                        return;
-                    }
-                    let _ = waker.wake();
-                    continue;
-                }
-                Ok(None) => {}
-                Err(error) => break FromParent::Broken(error),
-            }
-            match stdin.read(&mut buffer) {
-                Ok(count) if count > 0 => decoder.push(&buffer[..count]),
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                _ => break FromParent::Gone,
-            }
-        };
-        let _ = sender.send(last);
-        let _ = waker.wake();
-    });
-    receiver
-}
-
-fn spawn_writer() -> SyncSender<Vec<u8>> {
-    let (sender, receiver) = mpsc::sync_channel::<Vec<u8>>(ANSWER_QUEUE);
-    thread::spawn(move || {
-        let mut stdout = io::stdout().lock();
-        for frame in receiver {
-            // A parent that does not listen any more has closed stdin too; the loop ends by that.
-            if stdout.write_all(&frame).and_then(|()| stdout.flush()).is_err() {
-                return;
-            }
-        }
-    });
-    sender
-}
-
-fn tell(answers: &SyncSender<Vec<u8>>, message: &FromWorker) -> Result<(), WorkerError> {
-    match answers.try_send(encode(message)?) {
-        Ok(()) | Err(TrySendError::Disconnected(_)) => Ok(()),
-        Err(TrySendError::Full(_)) => Err(WorkerError::ParentHangs),
     }
 }
 

@@ -136,6 +136,13 @@ impl Worker {
         }
     }
 
+    /// The rooms that have a router here, sorted.
+    pub fn room_ids(&self) -> Vec<RoomId> {
+        let mut rooms: Vec<RoomId> = self.rooms.keys().cloned().collect();
+        rooms.sort_unstable();
+        rooms
+    }
+
     /// Takes a datagram that comes now.
     pub fn handle_datagram(&mut self, now: Instant, from: SocketAddr, bytes: &[u8]) {
         self.handle_received(now, now, from, bytes);

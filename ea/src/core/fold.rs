@@ -52,13 +52,14 @@ impl<R> Core<R> {
     }
 
     pub(super) fn loaded(&mut self, id: &RoomId, commits: Option<Vec<Arc<Commit>>>) {
-        self.with_room(id, |core, room| {
-            let Some(asked) = room.loading.take() else { return };
+        let deferred = self.with_room(id, |core, room| {
+            let Some(asked) = room.loading.take() else { return Vec::new() };
             // This read began before the repair.
             if room.anew == Some(Anew::Wanted) {
-                return core.load_rest(id, room);
+                core.load_rest(id, room);
+                return Vec::new();
             }
-            let Some(commits) = commits else { return }; // the next tick asks again
+            let Some(commits) = commits else { return Vec::new() }; // the next tick asks again
             if room.anew.take().is_some() {
                 room.fold = RoomState::default();
                 room.seen = Version(0);
@@ -83,7 +84,12 @@ impl<R> Core<R> {
             }
             // The fold is now at least as far as the log was when the read began: what it lacks had not been committed by then.
             core.expire(id, room, asked);
+            room.adopting = false;
+            std::mem::take(&mut room.deferred)
         });
+        for (reply, request) in deferred.into_iter().flatten() {
+            self.request_of_known(reply, request);
+        }
     }
 
     /// Folds a followed commit; a hole is read from the journal.
@@ -113,6 +119,9 @@ impl<R> Core<R> {
             // Packets that flow are worth more than a fold that is stuck. Only the end of the session is still heeded.
             room.stuck = true;
             tracing::error!(room = %id, commit = %commit.id, %error, "commit not folded: the room's media stays as it is until the session ends");
+        }
+        for objects in room.left.iter_mut().filter_map(|left| left.objects.as_mut()) {
+            objects.mark_committed(&room.fold);
         }
     }
 
@@ -147,6 +156,7 @@ impl<R> Core<R> {
             if let Some(next) = room.next.take() {
                 self.activate(id, room, next, Vec::new());
             } else if let Some(placement) = ours.filter(|p| self.is_live(p) && !room.fold.clients.is_empty())
+                && !self.take_over(id, room, &placement)
             {
                 // It expired here before it was committed, or the answer to its opening was lost: the log says we have it, so we do.
                 self.turns.take(placement.worker);

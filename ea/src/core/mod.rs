@@ -7,9 +7,10 @@
 //!  ticks ───────────┘                     └──> streams to read, notifications to ECs
 //! ```
 //!
-//! A room is here from `OpenRoom` (provisional) or from the commit that names one of our workers, until the log ends it, until it expires
+//! A room is here from a worker that was taken over with it, from `OpenRoom` (provisional) or from the commit that names one of our workers, until the log ends it, until it expires
 //! uncommitted, or until its worker dies. Everything a room is besides that is the fold of its stream.
 
+mod adopt;
 mod fold;
 mod rpc;
 mod sweep;
@@ -171,6 +172,17 @@ pub struct Load {
     pub draining: bool,
 }
 
+/// A worker at the beginning.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Start {
+    /// Which start of it runs.
+    pub generation: u64,
+    /// In which start of the node it began.
+    pub began: Incarnation,
+    /// The rooms it holds, of a worker that runs on from an earlier process.
+    pub adopted: Option<Vec<RoomId>>,
+}
+
 /// The agent's decisions.
 #[derive(Debug)]
 pub struct Core<R> {
@@ -185,6 +197,8 @@ pub struct Core<R> {
     /// When draining ends at the latest.
     drained_by: Option<Timestamp>,
     turns: Turns,
+    /// Some workers are older than this process, and rooms may be on them that it does not know of.
+    adopts: bool,
     workers: Vec<Worker>,
     rooms: BTreeMap<RoomId, Room<R>>,
     pending: BTreeMap<u64, Pending<R>>,
@@ -200,6 +214,8 @@ struct Worker {
     generation: Option<u64>,
     /// `WorkerStarted` is in the log, so rooms may be given to it.
     announced: bool,
+    /// In which start of the node it began: placements of that and of later ones are on it.
+    began: Incarnation,
     /// Requests of ECs it has not answered.
     pending: usize,
 }
@@ -223,6 +239,12 @@ struct Room<R> {
     held: Option<Held<R>>,
     /// Media in a later epoch, reserved while `held` still stands.
     next: Option<Reserved>,
+    /// Routers of it on workers that were taken over.
+    left: Vec<adopt::Left>,
+    /// The log is being read for the first time because of these, or of a request that named it.
+    adopting: bool,
+    /// Requests that wait for that.
+    deferred: Vec<(R, EaRequest)>,
     /// Who waits for a version.
     waiters: Vec<Waiter<R>>,
     next_sweep: Duration,
@@ -289,6 +311,8 @@ enum Purpose<R> {
     Follow,
     /// Compare with the log.
     Sweep,
+    /// Learn what a worker that was taken over holds of the room.
+    Adopt,
 }
 
 impl<R> Room<R> {
@@ -302,6 +326,9 @@ impl<R> Room<R> {
             epoch: Epoch(0),
             held: None,
             next: None,
+            left: Vec::new(),
+            adopting: false,
+            deferred: Vec::new(),
             waiters: Vec::new(),
             next_sweep: now + sweep_every,
         }
@@ -310,7 +337,12 @@ impl<R> Room<R> {
     /// Nothing here has to be kept.
     fn is_gone(&self) -> bool {
         // A room that was named by a commit is read first; only then is it known whether it is ours.
-        self.held.is_none() && self.next.is_none() && self.loading.is_none() && !self.is_behind()
+        self.held.is_none()
+            && self.next.is_none()
+            && self.loading.is_none()
+            && !self.is_behind()
+            && self.left.is_empty()
+            && !self.adopting
     }
 
     /// The stream is known to go on where the fold ends.
@@ -320,17 +352,18 @@ impl<R> Room<R> {
 }
 
 impl<R> Core<R> {
-    /// The core of a node that was registered as `incarnation` with these workers, by index the generation that is ready.
-    pub fn new(me: EaId, incarnation: Incarnation, limits: Limits, workers: &[Option<u64>]) -> Self {
-        let mut turns = Turns::new(workers.len());
-        let workers: Vec<Worker> = workers
+    /// The core of a node that was registered as `incarnation` with these workers, by index those that run.
+    pub fn new(me: EaId, incarnation: Incarnation, limits: Limits, starts: &[Option<Start>]) -> Self {
+        let workers: Vec<Worker> = starts
             .iter()
-            .map(|&generation| Worker { generation, announced: generation.is_some(), pending: 0 })
+            .map(|start| match start {
+                Some(Start { generation, began, .. }) => {
+                    Worker { generation: Some(*generation), announced: true, began: *began, pending: 0 }
+                }
+                None => Worker::default(),
+            })
             .collect();
-        for (index, _) in workers.iter().enumerate().filter(|(_, w)| w.announced) {
-            turns.join(WorkerIndex(index as u16));
-        }
-        Self {
+        let mut core = Self {
             stream: StreamId::from(&me),
             me,
             limits,
@@ -339,14 +372,17 @@ impl<R> Core<R> {
             reregistering: false,
             draining: false,
             drained_by: None,
-            turns,
+            turns: Turns::new(workers.len()),
+            adopts: starts.iter().flatten().any(|start| start.adopted.is_some()),
             workers,
             rooms: BTreeMap::new(),
             pending: BTreeMap::new(),
             next_id: 1,
             now: Duration::ZERO,
             out: Vec::new(),
-        }
+        };
+        core.begin(starts);
+        core
     }
 
     /// Takes what happened at `now`, on a monotonic clock, and says what to do, in order.
@@ -400,7 +436,8 @@ impl<R> Core<R> {
     }
 
     fn rooms_held(&self) -> u64 {
-        self.rooms.values().filter(|r| r.held.is_some() || r.next.is_some()).count() as u64
+        let here = |r: &&Room<R>| r.held.is_some() || r.next.is_some() || !r.left.is_empty();
+        self.rooms.values().filter(here).count() as u64
     }
 
     /// Runs `act` on a room that is taken out for the time, and puts it back unless it is gone.
@@ -422,26 +459,33 @@ impl<R> Core<R> {
     /// Whether a placement is on a worker of ours that runs.
     fn is_live(&self, placement: &Placement) -> bool {
         placement.ea == self.me
-            && (self.first_incarnation..=self.incarnation).contains(&placement.incarnation)
-            && self
-                .workers
-                .get(usize::from(placement.worker.0))
-                .is_some_and(|w| w.generation == Some(placement.generation))
+            && self.workers.get(usize::from(placement.worker.0)).is_some_and(|w| {
+                w.generation == Some(placement.generation)
+                    && (w.began..=self.incarnation).contains(&placement.incarnation)
+            })
     }
 
     /// Puts a command on its way.
     fn send(&mut self, room: &RoomId, place: &Reserved, command: MediaCommand, purpose: Purpose<R>) {
+        self.send_to(room, place.placement.worker, place.media_epoch, command, purpose);
+    }
+
+    fn send_to(
+        &mut self,
+        room: &RoomId,
+        worker: WorkerIndex,
+        media_epoch: MediaEpoch,
+        command: MediaCommand,
+        purpose: Purpose<R>,
+    ) {
         let id = self.next_id;
         self.next_id += 1;
-        let worker = place.placement.worker;
         let must = matches!(purpose, Purpose::Follow | Purpose::Router);
         if !must {
             self.workers[usize::from(worker.0)].pending += 1;
         }
-        self.pending.insert(
-            id,
-            Pending { worker, room: room.clone(), media_epoch: place.media_epoch, asked: self.now, purpose },
-        );
+        self.pending
+            .insert(id, Pending { worker, room: room.clone(), media_epoch, asked: self.now, purpose });
         self.out.push(Effect::ToWorker { worker, id, room: room.clone(), command, must });
     }
 
@@ -458,6 +502,10 @@ impl<R> Core<R> {
 
     /// Makes a reserved place the room's media.
     fn activate(&mut self, id: &RoomId, room: &mut Room<R>, place: Reserved, first: Vec<R>) {
+        // A router that was left there is this one from here on; what is on it and not in the log the next comparison closes.
+        let (worker, before) = (place.placement.worker, room.left.len());
+        room.left.retain(|left| left.worker != worker);
+        (room.left.len()..before).for_each(|_| self.turns.close(worker));
         self.send(id, &place, MediaCommand::CreateRouter, Purpose::Router);
         room.held = Some(Held {
             place,
@@ -494,7 +542,8 @@ impl<R> Core<R> {
 
     /// Asks for what the fold lacks, unless that is under way.
     fn load_rest(&mut self, id: &RoomId, room: &mut Room<R>) {
-        if room.loading.is_none() {
+        // What the workers hold is known first, so that what the log has made and ended of it is told from what it never had.
+        if room.loading.is_none() && room.left.iter().all(|left| left.objects.is_some()) {
             room.loading = Some(self.now);
             let from = match &mut room.anew {
                 Some(anew) => {

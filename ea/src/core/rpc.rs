@@ -6,6 +6,25 @@ use crate::objects::{Origin, created_by};
 impl<R> Core<R> {
     pub(super) fn request(&mut self, reply: R, request: EaRequest) {
         match request {
+            EaRequest::Media { ref room, .. }
+            | EaRequest::OpenRoom { ref room, .. }
+            | EaRequest::RoomState { ref room, .. }
+                if self.is_deferred(room) =>
+            {
+                let room = room.clone();
+                self.defer(reply, &room, request);
+            }
+            EaRequest::Media { ref room, .. } if self.may_hold_unseen(room) => {
+                let room = room.clone();
+                self.look_in_the_log(reply, &room, request);
+            }
+            request => self.request_of_known(reply, request),
+        }
+    }
+
+    /// A request about a room that is known, or that this EA does not have.
+    pub(super) fn request_of_known(&mut self, reply: R, request: EaRequest) {
+        match request {
             EaRequest::OpenRoom { room, epoch, media_epoch } => {
                 self.open_room(reply, &room, epoch, media_epoch);
             }
@@ -216,6 +235,11 @@ impl<R> Core<R> {
             Purpose::Router => {
                 self.with_room(&pending.room, |core, room| {
                     core.router_made(&pending.room, room, pending.media_epoch, result);
+                });
+            }
+            Purpose::Adopt => {
+                self.with_room(&pending.room, |core, room| {
+                    core.inventoried(&pending.room, room, pending.worker, result);
                 });
             }
             Purpose::Sweep => {

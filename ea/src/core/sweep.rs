@@ -9,7 +9,8 @@ impl<R> Core<R> {
         for id in due {
             self.with_room(&id, |core, room| {
                 core.answer_waiters(&id, room, false);
-                if room.is_behind() || core.has_expired(room, core.now) {
+                core.ask_again(&id, room);
+                if room.is_behind() || room.adopting || core.has_expired(room, core.now) {
                     // Whether it has really not been committed is asked of the journal: our follower may be behind.
                     core.load_rest(&id, room);
                 }
@@ -32,6 +33,7 @@ impl<R> Core<R> {
 
     fn is_provisional_over(&self, room: &Room<R>, now: Duration) -> bool {
         room.next.as_ref().is_some_and(|n| self.is_over(n.since, now))
+            || room.left.iter().any(|left| self.is_over(left.since, now))
             || room.held.as_ref().is_some_and(|h| {
                 !h.committed && self.is_over(h.place.since, now)
                     || h.objects.provisional().any(|o| self.is_over(o.since, now))
@@ -46,6 +48,7 @@ impl<R> Core<R> {
         if room.next.as_ref().is_some_and(|n| self.is_over(n.since, then)) {
             self.drop_next(room);
         }
+        self.expire_left(id, room, then);
         let ttl = self.limits.provisional_ttl;
         if let Some(held) = &mut room.held {
             if !held.committed && held.place.since + ttl <= then {

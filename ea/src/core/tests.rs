@@ -1,5 +1,7 @@
 //! The core against workers that keep books and a journal that is a list: what is asked, committed and died, and what is left then.
 
+mod adoption;
+
 use roomlog_bus::events::*;
 
 use super::*;
@@ -31,9 +33,9 @@ impl World {
     fn new(workers: usize) -> Self {
         let me = EaId::new("ea").unwrap();
         let limits = Limits { provisional_ttl: TTL, sweep_every: SWEEP };
-        let generations = vec![Some(1); workers];
+        let start = Start { generation: 1, began: Incarnation(1), adopted: None };
         Self {
-            core: Core::new(me, Incarnation(1), limits, &generations),
+            core: Core::new(me, Incarnation(1), limits, &vec![Some(start); workers]),
             now: Duration::ZERO,
             books: vec![Books::default(); workers],
             generations: vec![1; workers],
@@ -671,6 +673,7 @@ fn another_process_under_our_id_is_noticed() {
         workers: 1,
         version: String::new(),
         probe: None,
+        adopted: Vec::new(),
     };
     world.input(Input::Commit(own.write(&[registered(1).into()])));
     assert_eq!(world.other, []);

@@ -10,7 +10,8 @@ impl<R> Core<R> {
         if slot.generation.is_some_and(|known| known >= generation) {
             return; // it was ready before the node was registered
         }
-        *slot = Worker { generation: Some(generation), announced: false, pending: 0 };
+        let began = self.first_incarnation;
+        *slot = Worker { generation: Some(generation), announced: false, began, pending: 0 };
         self.out.push(Effect::Append(WorkerStarted { worker, generation }.into()));
     }
 
@@ -43,13 +44,19 @@ impl<R> Core<R> {
         let is_on = |place: &Reserved| place.placement.worker == worker;
         let touched: Vec<RoomId> = (self.rooms.iter())
             .filter(|(_, room)| {
-                room.held.as_ref().is_some_and(|h| is_on(&h.place)) || room.next.as_ref().is_some_and(is_on)
+                room.held.as_ref().is_some_and(|h| is_on(&h.place))
+                    || room.next.as_ref().is_some_and(is_on)
+                    || room.left.iter().any(|left| left.worker == worker)
             })
             .map(|(id, _)| id.clone())
             .collect();
         let mut rooms = Vec::new();
         for id in touched {
             self.with_room(&id, |core, room| {
+                room.left.retain(|left| left.worker != worker);
+                if room.adopting {
+                    core.load_rest(&id, room);
+                }
                 if room.next.as_ref().is_some_and(is_on) {
                     core.drop_next(room);
                 }
@@ -73,7 +80,12 @@ impl<R> Core<R> {
         id: RoomId,
         notification: MediaNotification,
     ) {
-        let Some(room) = self.rooms.get(&id) else { return };
+        let Some(room) = self.rooms.get_mut(&id) else { return };
+        if let MediaNotification::TransportState { transport, state } = &notification
+            && let Some(left) = room.left.iter_mut().find(|left| left.worker == worker)
+        {
+            left.states.insert(transport.clone(), *state); // told when the room is taken over
+        }
         let Some(held) = &room.held else { return };
         let placement = &held.place.placement;
         if placement.worker != worker || placement.generation != generation {

@@ -294,6 +294,7 @@ impl FakeEc {
             workers: 0,
             version: "test".into(),
             probe: None,
+            adopted: Vec::new(),
         };
         log.append(node.clone(), state.head, Draft::default(), &[event.into()]).await.unwrap();
         let mut requests = cell.bus.subscribe(Subject::rpc(&node).into(), None).await.unwrap();

@@ -81,6 +81,7 @@ pub async fn register(
             workers: registration.workers,
             version: env!("CARGO_PKG_VERSION").to_owned(),
             probe: None,
+            adopted: Vec::new(),
         };
         let draft = Draft { cause: Cause::of("start"), ..Draft::default() };
         match log.append(node.clone(), state.head, draft, &[Event::from(event)]).await {

@@ -235,8 +235,19 @@ pub fn registered(incarnation: u64) -> Event {
         workers: 0,
         version: "0.1.0".into(),
         probe: None,
+        adopted: Vec::new(),
     }
     .into()
+}
+
+/// An EA starts again and takes these workers over.
+pub fn adopting(incarnation: u64, workers: &[(u16, u64)]) -> Event {
+    let Event::NodeRegistered(registered) = registered(incarnation) else { unreachable!() };
+    let adopted = workers
+        .iter()
+        .map(|&(worker, generation)| AdoptedWorker { worker: WorkerIndex(worker), generation })
+        .collect();
+    NodeRegistered { adopted, ..registered }.into()
 }
 
 pub fn lost(incarnation: u64) -> Event {

@@ -24,6 +24,7 @@ use serde_json::Value;
 
 use super::{
     client::Clients,
+    cluster::living,
     world::{Micros, S, World},
 };
 
@@ -310,14 +311,8 @@ fn ghosts(
         broken.push(format!("a client that stayed is not there: {missing:?}"));
     }
     for (ea, spawner) in workers {
-        // The last worker at each port is the one that lives.
-        let mut living: BTreeMap<u16, usize> = BTreeMap::new();
-        for index in 0..spawner.started() {
-            living.insert(spawner.worker(index).port, index);
-        }
-        for index in living.values() {
-            let books = spawner.worker(*index).books;
-            let books = books.lock().expect("one thread");
+        for worker in living(spawner) {
+            let books = worker.books.lock().expect("one thread");
             for (room, router) in &books.routers {
                 *checks.entry("routers compared with the log").or_default() += 1;
                 let state = folded.rooms.get(room);

@@ -126,13 +126,30 @@ struct Host {
 /// What befalls a node.
 #[derive(Debug, Clone, Copy)]
 enum Fault {
-    Crash { for_: Micros },
-    Cut { for_: Micros, knows_after: Micros },
-    Pause { for_: Micros },
-    Unheard { for_: Micros },
+    /// With `alone` an EA's workers go on.
+    Crash {
+        for_: Micros,
+        alone: bool,
+    },
+    Cut {
+        for_: Micros,
+        knows_after: Micros,
+    },
+    Pause {
+        for_: Micros,
+    },
+    Unheard {
+        for_: Micros,
+    },
     Worker,
-    Drain { within: Micros },
-    Truncate { span: Micros, repaired_after: Micros, crashed: u8 },
+    Drain {
+        within: Micros,
+    },
+    Truncate {
+        span: Micros,
+        repaired_after: Micros,
+        crashed: u8,
+    },
 }
 
 enum Later {
@@ -205,7 +222,10 @@ pub fn run(seed: u64, planted: Planted, text: bool) -> Outcome {
         let at = plan.random_range(FAULTS_FROM..SETTLE_FROM);
         let target = plan.random_range(0..hosts.len() - 1);
         let fault = match plan.random_range(0..10) {
-            0..2 => Fault::Crash { for_: plan.random_range(S..25 * S) },
+            0..2 => {
+                let for_ = plan.random_range(S..25 * S);
+                Fault::Crash { for_, alone: for_ % 3 > 0 }
+            }
             2..4 => Fault::Cut {
                 for_: plan.random_range(S / 2..25 * S),
                 knows_after: plan.random_range(0..4 * S),
@@ -272,14 +292,10 @@ fn count_panics() {
     });
 }
 
-/// The workers that live: the last one at each port.
-fn living(spawner: &FakeSpawner) -> Vec<FakeWorker> {
-    let mut living: BTreeMap<u16, FakeWorker> = BTreeMap::new();
-    for index in 0..spawner.started() {
-        let worker = spawner.worker(index);
-        living.insert(worker.port, worker);
-    }
-    living.into_values().collect()
+/// The workers that live.
+pub(super) fn living(spawner: &FakeSpawner) -> Vec<FakeWorker> {
+    let all = (0..spawner.started()).map(|index| spawner.worker(index));
+    all.filter(|worker| !worker.has_ended()).collect()
 }
 
 /// What every node's beginning may need.
@@ -360,7 +376,7 @@ impl Cluster {
     fn fault(&mut self, target: usize, fault: Fault) {
         self.world.lock().note(|| format!("{fault:?} {target}"), &[]);
         let now = self.now;
-        if let Fault::Crash { for_ }
+        if let Fault::Crash { for_, .. }
         | Fault::Cut { for_, .. }
         | Fault::Pause { for_ }
         | Fault::Unheard { for_ } = fault
@@ -376,7 +392,7 @@ impl Cluster {
             // A power cut took some of the nodes with it: they start having seen nothing.
             for target in (0..self.hosts.len() - 1).filter(|target| crashed >> target & 1 == 1) {
                 let for_ = self.plan.random_range(S..6 * S);
-                self.fault(target, Fault::Crash { for_ });
+                self.fault(target, Fault::Crash { for_, alone: false });
             }
             // Nobody can be called lost for not being heard, but while nothing can be written nodes do not come back either.
             for node in &mut self.world.lock().nodes {
@@ -386,9 +402,14 @@ impl Cluster {
         }
         let host = &mut self.hosts[target];
         match fault {
-            Fault::Crash { for_ } if host.runtime.is_some() => {
-                self.world.lock().fault(crash_of(host.role));
-                host.crash(&self.world);
+            Fault::Crash { for_, alone } if host.runtime.is_some() => {
+                let alone = alone && host.role == Role::Ea;
+                self.world.lock().fault(if alone {
+                    "EA crashed, its workers go on"
+                } else {
+                    crash_of(host.role)
+                });
+                host.crash(&self.world, alone);
                 host.starts_at = Some(now + for_);
             }
             Fault::Cut { for_, knows_after } if !self.world.lock().nodes[target].cut => {
@@ -475,7 +496,7 @@ impl Cluster {
 
     /// Every transport on every worker that lives, with its host.
     fn each_transport(&self, mut look: impl FnMut(usize, &mut TransportInventory)) {
-        for host in self.hosts.iter().filter(|host| host.runtime.is_some()) {
+        for host in &self.hosts {
             for worker in host.workers.iter().flat_map(living) {
                 let mut books = worker.books.lock().expect("one thread");
                 for transport in books.routers.values_mut().flat_map(|router| &mut router.transports) {
@@ -553,8 +574,7 @@ impl Host {
             Role::Nuve => drop(runtime.spawn(nuve(part))),
             Role::Ec => drop(runtime.spawn(ec(part))),
             Role::Ea => {
-                let workers = FakeSpawner::default();
-                self.workers = Some(workers.clone());
+                let workers = self.workers.get_or_insert_default().clone();
                 runtime.spawn(ea(part, workers));
             }
             Role::Clients => {
@@ -574,10 +594,16 @@ impl Host {
         self.paused_until = 0;
     }
 
-    /// Everything that it was is gone; what it sent is on its way.
-    fn crash(&mut self, world: &Arc<World>) {
-        self.workers = None;
-        world.lock().forget(self.index);
+    /// Everything that it was is gone, but for the workers of a process that died `alone`; what it sent is on its way.
+    fn crash(&mut self, world: &Arc<World>, alone: bool) {
+        self.workers = self.workers.take().filter(|_| alone);
+        let mut inner = world.lock();
+        let answered = inner.media.contains(&self.name);
+        inner.forget(self.index);
+        if alone && answered {
+            inner.media.insert(self.name.clone());
+        }
+        drop(inner);
         drop(self.runtime.take());
     }
 
@@ -717,6 +743,7 @@ async fn ea(part: Part, workers: FakeSpawner) {
     loop {
         let mut settings = EaSettings::new(EaId::new(&part.name).expect("a token"), Vec::new());
         settings.workers = 2;
+        settings.workers_folder = Some("nowhere".into());
         let (bus, journal) = (part.bus.clone(), part.journal.clone());
         let spawner = Arc::new(workers.clone());
         match roomlog_ea::start_with(settings, bus, journal, part.env.clone(), spawner).await {
