@@ -106,6 +106,14 @@ macro_rules! stream_of {
 }
 stream_of!(RoomId => Room, EaId => Ea, EcId => Ec, NuveId => Nuve, ServiceId => Service);
 
+/// Id of the stream about the limit that all NUVE nodes have together; no node may be called so.
+pub const LIMIT_ID: &str = "_limit";
+
+/// The stream in which it is settled who hands out shares of the limit that all NUVE nodes have together.
+pub fn limit_stream() -> StreamId {
+    StreamId { kind: StreamKind::Nuve, id: LIMIT_ID.into() }
+}
+
 impl FromStr for StreamId {
     type Err = InvalidStreamId;
 

@@ -3,11 +3,13 @@
 //! An event is a type tag, a schema number and named fields. Fields may be added with a default; a change of meaning takes a new
 //! schema number and an upcast in [`Event::decode`]. Types this build does not know are carried as [`Event::Unknown`].
 
+use std::collections::BTreeMap;
+
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use crate::{
-    commit::{Payload, RawEvent},
+    commit::{Payload, RawEvent, StreamId},
     ids::{
         ClientId, ConsumerId, EaId, EcId, Epoch, Incarnation, MediaEpoch, ProducerId, RoomId, ServiceId,
         TransportId, WorkerIndex,
@@ -475,6 +477,20 @@ catalogue! {
     NodeLeft = 1 {
         /// Which start of it.
         incarnation: Incarnation,
+    }
+    /// Who hands out shares of the limit that all NUVE nodes have together, and what each may use without being handed anything. In the
+    /// stream of [`limit_stream`](crate::commit::limit_stream). Each of these replaces the one before.
+    LimitShared = 1 {
+        /// Goes up with each holder.
+        epoch: u64,
+        /// The NUVE that hands out.
+        holder: StreamId,
+        /// Which start of it.
+        incarnation: Incarnation,
+        /// The limit, in thousandths of a request per second.
+        limit: u64,
+        /// The fixed share of each node, in the same unit; together no more than the limit.
+        floors: BTreeMap<StreamId, u64>,
     }
     /// An SFU worker is ready.
     WorkerStarted = 1 {

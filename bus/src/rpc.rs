@@ -147,6 +147,46 @@ pub enum NuveRequest {
         /// How long it may take; what is left then is moved.
         within: Duration,
     },
+    /// To the holder of the shared limit: a share of it. Answer: [`NuveAnswer::Limit`].
+    Limit(LimitAsk),
+}
+
+/// A NUVE asks the holder of the limit that all NUVE nodes have together for a share. Rates are in thousandths of a request per second.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LimitAsk {
+    /// Who asks.
+    pub node: StreamId,
+    /// Which start of it.
+    pub incarnation: Incarnation,
+    /// The epoch of the grant it last took; 0 before its first.
+    pub epoch: u64,
+    /// Counts its asks. Once this one is sent, no answer to an earlier one will be taken.
+    pub number: u64,
+    /// The ask whose answer it last took, in that epoch.
+    pub applied: u64,
+    /// What it may use at present, whoever granted it.
+    pub held: u64,
+    /// What it could use: requests that came, served or not.
+    pub demand: u64,
+    /// Requests waiting there.
+    pub waiting: u64,
+}
+
+/// A share of the limit. How long it holds is agreed on in `nuve/src/limits/lease.rs`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LimitGrant {
+    /// The holder's epoch.
+    pub epoch: u64,
+    /// The ask that this answers.
+    pub number: u64,
+    /// So much may be used.
+    pub rate: u64,
+    /// So much may be used when that is over.
+    pub floor: u64,
+    /// Whether nothing can be in use that an earlier start of this node has lent.
+    pub clean: bool,
+    /// Ask again after so many milliseconds.
+    pub again_ms: u64,
 }
 
 /// From a NUVE.
@@ -160,6 +200,8 @@ pub enum NuveAnswer {
     },
     /// It is written down.
     Draining,
+    /// A share.
+    Limit(LimitGrant),
 }
 
 /// Why a command was not carried out.

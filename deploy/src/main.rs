@@ -6,6 +6,7 @@ mod drain;
 mod http;
 mod identity;
 mod node;
+mod proxies;
 mod repair;
 mod replay;
 mod settings;

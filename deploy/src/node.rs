@@ -31,6 +31,7 @@ use tokio::task::JoinHandle;
 use crate::{
     http,
     identity::{Certificate, NodeIds, lan_address},
+    proxies,
     repair::COPY,
     settings::Settings,
 };
@@ -207,6 +208,8 @@ pub async fn run(role: Role, settings: Settings) -> anyhow::Result<()> {
         router = router.route("/healthz", get(async || "ok\n"));
     }
 
+    let router = proxies::resolve(router, settings.trusted_proxies.clone().unwrap_or_default());
+
     let handle = Handle::new();
     let tls = match settings.lan() {
         true => {
@@ -327,6 +330,9 @@ fn nuve_settings(settings: &Settings, ids: &NodeIds, data: &Path) -> NuveSetting
         ip_per_s: settings.ip_per_s.unwrap_or(default.ip_per_s),
         ip_burst: settings.ip_per_s.map_or(default.ip_burst, |per_s| per_s.saturating_mul(2)),
         cluster_per_s: settings.api_per_s.unwrap_or(default.cluster_per_s),
+        shared_limit: settings.nats.is_some(),
+        queue: settings.api_queue.unwrap_or(default.queue),
+        queue_demand: settings.api_queue_demand.unwrap_or(default.queue_demand),
         service_per_s: settings.api_per_s.map_or(default.service_per_s, |per_s| per_s / 2),
         ..default
     }

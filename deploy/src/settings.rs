@@ -14,6 +14,8 @@ use roomlog_ec::settings::RESUME;
 use roomlog_nuve::NuveSettings;
 use serde::Deserialize;
 
+use crate::proxies::Network;
+
 /// Where `up` keeps everything, unless told otherwise: beside where it is started, so that two trials do not meet.
 pub const DEFAULT_DATA: &str = ".data";
 /// Loopback, because a browser gives a camera to `localhost` without TLS; the port is free of well-known neighbours.
@@ -74,9 +76,22 @@ pub struct Settings {
     /// Token requests per second from one IP address. [default: 10, an office behind one address]
     #[arg(long, env = "ROOMLOG_IP_PER_S", value_name = "N")]
     pub ip_per_s: Option<u32>,
-    /// API requests per second, all callers together. [default: 1000, the specification's figure]
+    /// API requests per second, all callers and all NUVE nodes together; on NATS the nodes share it. [default: 1000, the specification's
+    /// figure]
     #[arg(long, env = "ROOMLOG_API_PER_S", value_name = "N")]
     pub api_per_s: Option<u32>,
+    /// Let API requests beyond the limit wait for their turn, in order, up to 12 s, instead of refusing them. [default: false, since a caller
+    /// that is told to come back can do something else meanwhile]
+    #[arg(long, env = "ROOMLOG_API_QUEUE", num_args = 0..=1, default_missing_value = "true", value_name = "BOOL")]
+    pub api_queue: Option<bool>,
+    /// With --api-queue: requests that all NUVE nodes have together, served this second and waiting, from which on the rest is refused.
+    /// [default: 10000, the specification's figure]
+    #[arg(long, env = "ROOMLOG_API_QUEUE_DEMAND", value_name = "N")]
+    pub api_queue_demand: Option<u32>,
+    /// Networks of the proxies before this node, several separated by commas: their `X-Forwarded-For` is believed. [default: none, so
+    /// that nobody can claim to be another]
+    #[arg(long, env = "ROOMLOG_TRUSTED_PROXIES", value_name = "NETWORK", value_delimiter = ',')]
+    pub trusted_proxies: Option<Vec<Network>>,
     /// Key of the service administration. [default: made at first start and kept in the data folder]
     #[arg(long, env = "ROOMLOG_ADMIN_KEY", value_name = "KEY", hide_env_values = true)]
     pub admin_key: Option<String>,
@@ -163,6 +178,9 @@ impl Settings {
             token_ttl_s: self.token_ttl_s.or(base.token_ttl_s),
             ip_per_s: self.ip_per_s.or(base.ip_per_s),
             api_per_s: self.api_per_s.or(base.api_per_s),
+            api_queue: self.api_queue.or(base.api_queue),
+            api_queue_demand: self.api_queue_demand.or(base.api_queue_demand),
+            trusted_proxies: self.trusted_proxies.or(base.trusted_proxies),
             admin_key: self.admin_key.or(base.admin_key),
             demo: self.demo.or(base.demo),
             nats: self.nats.or(base.nats),

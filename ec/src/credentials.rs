@@ -89,7 +89,7 @@ impl Verifier {
                 self.keys.write().unwrap_or_else(PoisonError::into_inner).extend(TokenKeys::new(keys));
                 true
             }
-            Ok(NuveAnswer::Draining) => {
+            Ok(NuveAnswer::Draining | NuveAnswer::Limit(_)) => {
                 tracing::warn!("NUVE answered something else than its token keys");
                 false
             }

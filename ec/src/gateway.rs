@@ -2,6 +2,7 @@
 
 use std::{
     net::SocketAddr,
+    num::NonZeroU32,
     sync::{
         Arc,
         atomic::{AtomicU64, Ordering},
@@ -20,6 +21,7 @@ use axum::{
     response::{IntoResponse, Response},
     routing::get,
 };
+use governor::{DefaultDirectRateLimiter, Quota, RateLimiter};
 use roomlog_bus::{
     ids::{ClientId, RoomId},
     token::TokenError,
@@ -116,6 +118,20 @@ async fn open(
             "this EC takes no more connections this second\n",
         );
     }
+    let peer = peer.map(|Extension(ConnectInfo(addr))| addr.ip());
+    let counted = match peer {
+        Some(address) => match shared.per_address.one_more(address, shared.settings.sockets_per_address) {
+            Some(counted) => Some(counted),
+            None => {
+                return later(
+                    &shared,
+                    StatusCode::TOO_MANY_REQUESTS,
+                    "this address has too many connections open\n",
+                );
+            }
+        },
+        None => None,
+    };
     if shared.is_suspended() {
         return later(
             &shared,
@@ -131,14 +147,14 @@ async fn open(
             "no media server is there; try again in a moment\n",
         );
     }
-    let addr =
-        peer.map_or_else(|| "unknown".to_owned(), |Extension(ConnectInfo(addr))| addr.ip().to_string());
+    let addr = peer.map_or_else(|| "unknown".to_owned(), |address| address.to_string());
     let max_frame = shared.settings.max_frame.saturating_mul(TOLD_TOO_LARGE);
     upgrade.protocols([SUBPROTOCOL]).max_message_size(max_frame).max_frame_size(max_frame).on_upgrade(
         move |socket| async move {
             shared.metrics.opened();
             Connection::new(shared.clone(), socket, addr).run(parameters.token).await;
             shared.metrics.ended();
+            drop(counted);
         },
     )
 }
@@ -162,6 +178,7 @@ struct Connection {
     queue: mpsc::Receiver<ToSocket>,
     member: Option<Member>,
     bad_frames: u32,
+    messages: DefaultDirectRateLimiter,
     /// Requests refused before it was let in.
     refused: u32,
 }
@@ -181,7 +198,11 @@ impl Connection {
         let (sender, queue) = mpsc::channel(shared.settings.socket_queue);
         let id = NEXT_SOCKET.fetch_add(1, Ordering::Relaxed);
         let sender = Some(sender);
-        Self { shared, ws, id, addr, sender, queue, member: None, bad_frames: 0, refused: 0 }
+        let at_least_one = |number| NonZeroU32::new(number).unwrap_or(NonZeroU32::MIN);
+        let quota = Quota::per_second(at_least_one(shared.settings.messages_per_second));
+        let burst = at_least_one(shared.settings.messages_burst);
+        let messages = RateLimiter::direct(quota.allow_burst(burst));
+        Self { shared, ws, id, addr, sender, queue, member: None, bad_frames: 0, messages, refused: 0 }
     }
 
     async fn run(mut self, token: Option<String>) {
@@ -257,6 +278,9 @@ impl Connection {
                 },
                 received = self.ws.recv() => {
                     heard = Instant::now();
+                    if matches!(received, Some(Ok(_))) && self.messages.check().is_err() {
+                        return End::Close(Closed::TooMany, FINAL, "too many messages".into());
+                    }
                     match received {
                         Some(Ok(Message::Text(text))) => {
                             let text = text.as_str();

@@ -18,6 +18,7 @@ pub mod metrics;
 #[cfg(feature = "next-version")]
 mod next_version;
 pub mod notify;
+mod per_address;
 pub mod per_client;
 pub mod protoo;
 pub mod requests;
@@ -92,6 +93,7 @@ pub(crate) struct Shared {
     pub(crate) rooms: Rooms,
     pub(crate) verifier: Verifier,
     pub(crate) connections: DefaultDirectRateLimiter,
+    pub(crate) per_address: per_address::PerAddress,
     pub(crate) metrics: Arc<Metrics>,
     /// The log was not reached for too long: whether the rooms are still ours cannot be known.
     pub(crate) suspended: AtomicBool,

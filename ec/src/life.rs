@@ -105,6 +105,7 @@ impl Life {
         let per_second = NonZeroU32::new(settings.connections_per_second).unwrap_or(NonZeroU32::MIN);
         let shared = Arc::new(Shared {
             connections: RateLimiter::direct(Quota::per_second(per_second)),
+            per_address: Default::default(),
             eas: Eas::new(directory.clone(), observer.clone()),
             rooms: Rooms::default(),
             verifier: Verifier::default(),

@@ -30,6 +30,8 @@ pub enum Closed {
     BadFrames,
     /// A frame was too large.
     TooLarge,
+    /// It sent too many messages.
+    TooMany,
     /// Its room closed it: replaced, kicked, room closed, moved, restarting.
     Told,
 }
@@ -47,6 +49,7 @@ impl Closed {
             Self::Refused => "refused",
             Self::BadFrames => "bad_frames",
             Self::TooLarge => "too_large",
+            Self::TooMany => "too_many",
             Self::Told => "told",
         }
     }

@@ -41,8 +41,14 @@ pub struct EcSettings {
     pub socket_queue: usize,
     /// Messages waiting for one room, at most; beyond, requests are refused as retryable.
     pub room_queue: usize,
-    /// New connections a second, this EC's own limit.
+    /// New connections a second, this EC's own limit; as many at once after a quiet second, since all clients of a lost EC come together.
     pub connections_per_second: u32,
+    /// Sockets that one address (an IPv6 /64) may have open at a time. 2 000: a campus or a carrier behind one address, four full rooms.
+    pub sockets_per_address: u32,
+    /// Messages a second from one socket; beyond, it is closed. 200: a client that shares its screen while others join says ten.
+    pub messages_per_second: u32,
+    /// Messages that one socket may send at once after a quiet while. 4 000: whoever enters a full room answers a thousand `newConsumer`.
+    pub messages_burst: u32,
     /// Answers kept for repeated requests of one client: more than a client ever has under way at once.
     pub stored_answers: usize,
     /// How often a room compares its worker's inventory with its log.
@@ -78,6 +84,9 @@ impl EcSettings {
             socket_queue: 1_024,
             room_queue: 1_024,
             connections_per_second: 1_000,
+            sockets_per_address: 2_000,
+            messages_per_second: 200,
+            messages_burst: 4_000,
             stored_answers: 64,
             inventory_every: Duration::from_secs(30),
             heartbeat_every: Duration::from_secs(1),

@@ -26,6 +26,7 @@ pub fn complete(mut api: Value) -> Value {
             name(operation);
             parameters(path, operation);
             refusals(path, operation);
+            limits(operation);
             as_problems(operation);
         }
     }
@@ -87,6 +88,23 @@ fn refusals(path: &str, operation: &mut Value) {
         responses.entry(status.to_string()).or_insert_with(|| {
             json!({ "description": help, "content": { PROBLEM: { "schema": { "$ref": "#/components/schemas/ProblemDocument" } } } })
         });
+    }
+}
+
+/// The header fields that tell the state of the limit that refused.
+fn limits(operation: &mut Value) {
+    let Some(refused) = operation["responses"].as_object_mut().and_then(|all| all.get_mut("429")) else {
+        return;
+    };
+    for (name, help) in [
+        ("Retry-After", "seconds to wait (RFC 9110 §10.2.3)"),
+        (
+            "RateLimit-Policy",
+            "name, quota `q` and window `w` in seconds of the limit (draft-ietf-httpapi-ratelimit-headers-10)",
+        ),
+        ("RateLimit", "what remains of it, `r`, and the seconds until it is whole again, `t`"),
+    ] {
+        refused["headers"][name] = json!({ "description": help, "schema": { "type": "string" } });
     }
 }
 

@@ -2,6 +2,7 @@
 
 use std::{
     net::{IpAddr, SocketAddr},
+    sync::{Arc, OnceLock},
     time::{Duration, Instant},
 };
 
@@ -24,6 +25,7 @@ use serde::de::DeserializeOwned;
 use crate::{
     app::{App, AppState},
     credentials::{self, KeyKind},
+    limits::addresses::Left,
     problem::{self, Problem},
 };
 
@@ -74,7 +76,7 @@ fn bearer(headers: &HeaderMap) -> Result<&str, Problem> {
 }
 
 impl App {
-    fn limited(&self, result: Result<(), Problem>) -> Result<(), Problem> {
+    fn limited<T>(&self, result: Result<T, Problem>) -> Result<T, Problem> {
         if result.is_err() {
             self.metrics.rate_limited();
         }
@@ -86,7 +88,7 @@ impl App {
         let address = peer(parts);
         // Guessing keys costs as much as using a publishable one.
         let stranger = |problem: Problem| match self.limited(self.limits.ip(address)) {
-            Ok(()) => problem,
+            Ok(left) => problem.limit(left),
             Err(limited) => limited,
         };
         let key = bearer(&parts.headers).map_err(stranger)?;
@@ -95,7 +97,10 @@ impl App {
             return Err(stranger(problem));
         };
         if kind == KeyKind::Publishable {
-            self.limited(self.limits.ip(address))?;
+            let left = self.limited(self.limits.ip(address))?;
+            if let Some(told) = parts.extensions.get::<Told>() {
+                let _ = told.0.set(left);
+            }
         }
         let known =
             self.directory.read().services.get(&service).map(|state| credentials::opens(state, kind, key));
@@ -137,7 +142,7 @@ impl App {
         };
         match check() {
             Ok(()) => self.limited(self.limits.cluster().await),
-            Err(problem) => self.limited(self.limits.ip(address)).and(Err(problem)),
+            Err(problem) => Err(problem.limit(self.limited(self.limits.ip(address))?)),
         }
     }
 }
@@ -318,7 +323,7 @@ pub async fn cors(request: Request, next: Next) -> Response {
         headers.insert(header::ACCESS_CONTROL_ALLOW_ORIGIN, HeaderValue::from_static("*"));
         headers.insert(
             header::ACCESS_CONTROL_EXPOSE_HEADERS,
-            HeaderValue::from_static("roomlog-version, retry-after"),
+            HeaderValue::from_static("roomlog-version, retry-after, ratelimit, ratelimit-policy"),
         );
         if preflight {
             headers
@@ -341,6 +346,23 @@ pub async fn time_limit(State(app): State<AppState>, request: Request, next: Nex
         Ok(response) => response,
         Err(_) => problem::TIMEOUT.detail(format!("No answer was ready within {limit:?}.")).into_response(),
     }
+}
+
+/// What is left to the caller of the limit that it was counted by; told with the answer.
+#[derive(Clone, Default)]
+struct Told(Arc<OnceLock<Left>>);
+
+/// Tells callers what is left to them.
+pub async fn tell(mut request: Request, next: Next) -> Response {
+    let told = Told::default();
+    request.extensions_mut().insert(told.clone());
+    let mut response = next.run(request).await;
+    if let Some(left) = told.0.get()
+        && !response.headers().contains_key("ratelimit")
+    {
+        problem::tell_left(response.headers_mut(), left);
+    }
+    response
 }
 
 /// Counts requests by route and status.

@@ -11,7 +11,7 @@ use std::{collections::BTreeMap, sync::Arc, time::Duration};
 use axum::Router;
 use roomlog_bus::{
     bus::{Bus, Disconnected, Headers, Message},
-    commit::{Payload, StreamId, StreamKind},
+    commit::{LIMIT_ID, Payload, StreamId, StreamKind, limit_stream},
     env::Env,
     ids::Incarnation,
     journal::Journal,
@@ -54,6 +54,7 @@ pub mod users;
 pub use settings::{EcPolicy, NuveSettings};
 
 use app::{App, AppState};
+use limits::shared::{Pace, Sharing};
 
 /// A node says that it is there this often.
 const HEARTBEAT: Duration = Duration::from_secs(1);
@@ -78,6 +79,9 @@ pub enum NuveError {
     /// The demo service.
     #[error(transparent)]
     Demo(#[from] services::DemoError),
+    /// The id is not for nodes.
+    #[error("no node may be called {LIMIT_ID}: choose another --id")]
+    Reserved,
     /// The node is not in the log.
     #[error(transparent)]
     Register(#[from] RegisterError),
@@ -102,6 +106,9 @@ pub async fn start(
     env: Env,
 ) -> Result<Nuve, NuveError> {
     let node = StreamId::from(&settings.id);
+    if node == limit_stream() {
+        return Err(NuveError::Reserved);
+    }
     let signing = signing_key(&settings, &env)?;
     let admin_key_hash = match (&settings.admin_key, &settings.data_dir) {
         (Some(key), _) => Some(credentials::hash(key)),
@@ -137,8 +144,15 @@ pub async fn start(
     let own = bus.subscribe(Subject::rpc(&node).into(), None).await?;
     let common = bus.subscribe(Subject::rpc_any(StreamKind::Nuve).into(), Some(tokens::QUEUE_GROUP)).await?;
 
+    let pace = match settings.shared_limit {
+        true => Pace::together(settings.cluster_per_s, node.clone(), incarnation),
+        false => Pace::alone(settings.cluster_per_s),
+    };
+    let sharing =
+        Sharing { pace: pace.clone(), bus: bus.clone(), log: log.clone(), directory: directory.clone() };
+    let sharing = settings.shared_limit.then(|| Arc::new(sharing));
     let app = Arc::new(App {
-        limits: limits::Limits::new(&settings),
+        limits: limits::Limits::new(&settings, pace),
         event_streams: Arc::new(Semaphore::new(settings.max_event_streams)),
         settings,
         bus,
@@ -157,14 +171,21 @@ pub async fn start(
         stop: stopped.clone(),
     });
     let (tell_lost, lost) = mpsc::channel(1);
-    let tasks = vec![
+    let mut tasks = vec![
         listening,
         tokio::spawn(tokens::serve_keys(app.clone(), own, common, stopped.clone())),
         tokio::spawn(watch_ecs(&app).run(stopped.clone(), Some(tell_lost))),
         tokio::spawn(takeover::take_over(app.clone(), lost, stopped.clone())),
         tokio::spawn(retention::purge_deleted(app.clone(), stopped.clone())),
-        tokio::spawn(tend(app.clone(), stopped)),
+        tokio::spawn(tend(app.clone(), stopped.clone())),
     ];
+    if let Some(sharing) = sharing {
+        let (asking, asks, waits) = (sharing.clone(), stopped.clone(), app.clone());
+        tasks.push(tokio::spawn(async move { asking.ask(|| waits.limits.waiting(), asks).await }));
+        let recording = sharing.clone();
+        tasks.push(tokio::spawn(async move { recording.record(stopped).await }));
+        sharing.first().await;
+    }
     tracing::info!(node = %app.node, incarnation = incarnation.0, kid = app.signing.kid(), "NUVE started");
     Ok(Nuve { app, stop, tasks })
 }

@@ -140,6 +140,22 @@ pub async fn metrics(State(app): State<AppState>) -> impl IntoResponse {
         text,
         "# HELP roomlog_nuve_rooms Rooms that exist.\n# TYPE roomlog_nuve_rooms gauge\nroomlog_nuve_rooms {rooms}"
     );
+    let pace = app.limits.pace();
+    for (name, help, value) in [
+        (
+            "roomlog_nuve_limit_rate",
+            "Requests per second that this node may admit now, of the limit of all.",
+            pace.rate(),
+        ),
+        (
+            "roomlog_nuve_limit_holder",
+            "Whether this node hands out the shares of that limit.",
+            f64::from(u8::from(pace.holds())),
+        ),
+        ("roomlog_nuve_queue_waiting", "Requests that wait for their turn.", app.limits.waiting() as f64),
+    ] {
+        let _ = writeln!(text, "# HELP {name} {help}\n# TYPE {name} gauge\n{name} {value}");
+    }
     let tasks = tokio::runtime::Handle::current().metrics().num_alive_tasks();
     let _ = writeln!(
         text,

@@ -70,7 +70,9 @@ pub struct Nodes {
 #[utoipa::path(get, path = "/v1/nodes", tag = "operation", security(("secret" = []), ("admin" = [])), responses((status = 200, body = Nodes)))]
 pub async fn list(State(app): State<AppState>, _: Operator) -> Json<Nodes> {
     let directory = app.directory.read();
-    let nodes = directory.nodes.iter().map(|(node, state)| {
+    // The stream of the shared limit is no node's.
+    let nodes = directory.nodes.iter().filter(|(_, state)| state.phase != NodePhase::Unknown);
+    let nodes = nodes.map(|(node, state)| {
         let heard = app.ecs.observer.last_heard(node);
         Node {
             kind: node.kind().as_str(),

@@ -83,6 +83,7 @@ pub fn router(app: AppState) -> Router {
         .fallback(pages::fallback)
         .layer(DefaultBodyLimit::max(MAX_BODY_BYTES))
         .layer(middleware::from_fn_with_state(app.clone(), http::time_limit))
+        .layer(middleware::from_fn(http::tell))
         .layer(middleware::from_fn(http::cors))
         .layer(middleware::from_fn_with_state(app.clone(), http::count))
         .with_state(app)

@@ -10,6 +10,8 @@ use axum::{
 use serde_json::{Map, Value};
 use utoipa::ToSchema;
 
+use crate::limits::addresses::Left;
+
 /// One way to be refused.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Kind {
@@ -94,7 +96,7 @@ problems! {
 impl Kind {
     /// A refusal of this kind; `detail` says what was wrong this time.
     pub fn detail(&'static self, detail: impl Into<Cow<'static, str>>) -> Problem {
-        Problem { kind: self, detail: detail.into(), retry_after_s: None, extra: Map::new() }
+        Problem { kind: self, detail: detail.into(), retry_after_s: None, left: None, extra: Map::new() }
     }
 }
 
@@ -107,6 +109,8 @@ pub struct Problem {
     pub detail: Cow<'static, str>,
     /// When to try again, seconds.
     pub retry_after_s: Option<u64>,
+    /// What is left of the limit that refused.
+    pub left: Option<Left>,
     /// Further members of the document.
     pub extra: Map<String, Value>,
 }
@@ -116,6 +120,13 @@ impl Problem {
     #[must_use]
     pub fn retry_after(mut self, seconds: u64) -> Self {
         self.retry_after_s = Some(seconds);
+        self
+    }
+
+    /// Tells what is left of the limit that refused.
+    #[must_use]
+    pub fn limit(mut self, left: Left) -> Self {
+        self.left = Some(left);
         self
     }
 
@@ -145,6 +156,18 @@ pub struct ProblemDocument {
     extra: Map<String, Value>,
 }
 
+/// `RateLimit-Policy` and `RateLimit` (draft-ietf-httpapi-ratelimit-headers-10): what a limit allows, and what is left of it.
+pub fn tell_left(headers: &mut axum::http::HeaderMap, left: &Left) {
+    let Left { policy, quota, window_s, remaining, reset_s } = left;
+    for (name, text) in [
+        ("ratelimit-policy", format!("\"{policy}\";q={quota};w={window_s}")),
+        ("ratelimit", format!("\"{policy}\";r={remaining};t={reset_s}")),
+    ] {
+        let value = HeaderValue::from_str(&text).expect("names and numbers of ours are ASCII");
+        headers.insert(name, value);
+    }
+}
+
 impl IntoResponse for Problem {
     fn into_response(self) -> Response {
         let kind = self.kind;
@@ -161,6 +184,9 @@ impl IntoResponse for Problem {
         headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
         if let Some(seconds) = self.retry_after_s {
             headers.insert(header::RETRY_AFTER, HeaderValue::from(seconds));
+        }
+        if let Some(left) = &self.left {
+            tell_left(headers, left);
         }
         if kind.status == StatusCode::UNAUTHORIZED {
             headers.insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));

@@ -48,8 +48,11 @@ pub struct NuveSettings {
     /// Requests per second with the secret key of one service. 500: half of what the cluster takes, so that one service alone cannot
     /// shut out the others.
     pub service_per_s: u32,
-    /// Requests per second to the API of this node, all callers together. 1000: the specification's figure for the cluster.
+    /// Requests per second to the API, all callers together. 1000: the specification's figure for the cluster.
     pub cluster_per_s: u32,
+    /// Whether that is the limit of all NUVE nodes together, which they share over the bus. Off: it is this node's own, which is right
+    /// where there is no other.
+    pub shared_limit: bool,
     /// Makes requests beyond `cluster_per_s` wait in order, instead of refusing them at once. Off: a caller that is told to come back
     /// can do something else meanwhile.
     pub queue: bool,
@@ -89,6 +92,7 @@ impl Default for NuveSettings {
             ip_burst: 20,
             service_per_s: 500,
             cluster_per_s: 1_000,
+            shared_limit: false,
             queue: false,
             queue_demand: 10_000,
             locate_per_s: 2_000,

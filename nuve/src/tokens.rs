@@ -314,7 +314,7 @@ impl App {
                     known.retain(|(node, _), _| *node != peer.0);
                     known.insert(peer, TokenKeys::new(keys));
                 }
-                Ok(NuveAnswer::Draining) => {
+                Ok(NuveAnswer::Draining | NuveAnswer::Limit(_)) => {
                     tracing::warn!(nuve = %peer.0, "answered something else than its token keys");
                 }
                 Err(error) => tracing::debug!(nuve = %peer.0, %error, "its token keys are not known"),
@@ -333,6 +333,7 @@ impl App {
             Ok(NuveRequest::Drain { node, within }) => {
                 self.drain(&node, within, Cause::of("operator")).await.map(|()| NuveAnswer::Draining)
             }
+            Ok(NuveRequest::Limit(ask)) => self.limits.grant(&ask).map(NuveAnswer::Limit),
             Err(error) => Err(RpcError::Malformed { reason: error.to_string() }),
         };
         respond(&*self.bus, message, Payload::encode(&answer).0).await

@@ -440,6 +440,7 @@ impl RoomState {
             | Event::NodeLost(_)
             | Event::NodeDraining(_)
             | Event::NodeLeft(_)
+            | Event::LimitShared(_)
             | Event::WorkerStarted(_)
             | Event::WorkerDied(_)
             | Event::Unknown(_) => {}

@@ -419,6 +419,15 @@ pub fn node(stream: &StreamId, event: &Event) -> String {
             format!("{kind} draining: start {} takes nothing new{by}", e.incarnation)
         }
         Event::NodeLeft(e) => format!("{kind} left as told: start {}", e.incarnation),
+        Event::LimitShared(e) => {
+            format!(
+                "{} shares out the limit of {} requests a second, epoch {}, among {}",
+                e.holder,
+                e.limit / 1_000,
+                e.epoch,
+                counted(e.floors.len() as u64, "node")
+            )
+        }
         Event::WorkerStarted(e) => format!("worker {} ready, its start {}", e.worker, e.generation),
         Event::WorkerDied(e) => {
             let rooms: Vec<&str> = e.rooms.iter().map(|room| room.as_str()).collect();

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use roomlog_bus::{
-    commit::{Commit, StreamId, StreamKind, Writer},
+    commit::{Commit, StreamId, StreamKind, Writer, limit_stream},
     events::{AdoptedWorker, Event, Placement},
     ids::{EaId, Incarnation, Version, WorkerIndex},
     time::Timestamp,
@@ -170,6 +170,15 @@ impl NodeCheck {
                         format!("start {} is lost already", e.incarnation)
                     });
                 }
+            }
+            Event::LimitShared(e) => {
+                let _ = report.must(commit.stream == limit_stream(), "wrong-stream", || {
+                    format!("{kind} in {}", commit.stream)
+                }) && report.must(
+                    e.floors.values().copied().fold(0, u64::saturating_add) <= e.limit,
+                    "limit",
+                    || format!("the fixed shares {:?} are more than the limit {}", e.floors, e.limit),
+                );
             }
             Event::Unknown(_) => {}
             _ => {

@@ -356,6 +356,7 @@ impl RoomCheck {
             | Event::NodeLost(_)
             | Event::NodeDraining(_)
             | Event::NodeLeft(_)
+            | Event::LimitShared(_)
             | Event::WorkerStarted(_)
             | Event::WorkerDied(_) => {
                 report.must(false, "wrong-stream", || format!("{kind} in the stream of a room"));

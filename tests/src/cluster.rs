@@ -44,13 +44,23 @@ pub struct Shape {
     pub eas: Vec<usize>,
     /// More flags for every node.
     pub flags: Vec<String>,
+    /// Requests per second that all NUVE nodes together admit.
+    pub api_per_s: u32,
     /// Whether the first EA reaches NATS through a proxy that can be cut.
     pub proxied: bool,
 }
 
 impl Default for Shape {
     fn default() -> Self {
-        Self { nats: 1, nuves: 2, ecs: 2, eas: vec![2, 2], flags: Vec::new(), proxied: false }
+        Self {
+            nats: 1,
+            nuves: 2,
+            ecs: 2,
+            eas: vec![2, 2],
+            flags: Vec::new(),
+            api_per_s: 200_000,
+            proxied: false,
+        }
     }
 }
 
@@ -120,6 +130,11 @@ impl Node {
     /// Its process.
     pub fn pid(&self) -> u32 {
         self.child.as_ref().and_then(Child::id).expect("it runs")
+    }
+
+    /// Its process, while it runs.
+    pub fn running(&self) -> Option<u32> {
+        self.child.as_ref().and_then(Child::id)
     }
 
     /// An EA's workers, whichever process of it has started them.
@@ -253,7 +268,7 @@ impl Cluster {
                 "--ip-per-s",
                 "100000",
                 "--api-per-s",
-                "200000",
+                &shape.api_per_s.to_string(),
             ]);
             nuves.push(Node::start(roomlog_bin(), "nuve", &format!("n{i}"), folder.path(), flags).await?);
         }

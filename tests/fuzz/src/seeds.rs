@@ -458,6 +458,11 @@ fn logs() -> Vec<Vec<u8>> {
         ("ea.ea", "NodeDraining", json!({ "incarnation": 1, "deadline": 1_800_000_090_000_000_u64 })),
         ("ea.ea", "NodeLeft", json!({ "incarnation": 1 })),
         ("nuve.n", "NodeLost", json!({ "incarnation": 1, "observer": "nuve.m", "reason": "silent" })),
+        (
+            "nuve._limit",
+            "LimitShared",
+            json!({ "epoch": 1, "holder": "nuve.n", "incarnation": 1, "limit": 1_000_000, "floors": { "nuve.n": 1_000_000 } }),
+        ),
         ("service.s", "ServiceKeyRotated", json!({ "which": "secret", "hash": "c" })),
         ("service.s", "ServiceDeleted", json!({})),
     ] {
