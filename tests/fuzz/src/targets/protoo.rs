@@ -61,6 +61,7 @@ impl World {
             workers,
             version: "0".into(),
             probe: None,
+            adopted: Vec::new(),
         };
         let nuve = StreamId::from(&id(NuveId::new("nuve")));
         let ea = StreamId::from(&id(EaId::new("ea")));
