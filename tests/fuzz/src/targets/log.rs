@@ -66,8 +66,7 @@ pub fn written(text: &[u8]) -> Vec<Commit> {
         };
         let Ok(stream) = String::from_utf8_lossy(stream).parse::<StreamId>() else { continue };
         let Ok(value) = serde_json::from_slice::<serde_json::Value>(json) else { continue };
-        let event =
-            RawEvent::new(String::from_utf8_lossy(kind), 1, Payload::encode(&value));
+        let event = RawEvent::new(String::from_utf8_lossy(kind), 1, Payload::encode(&value));
         if let Some(last) = commits.last_mut().filter(|last| joins && last.stream == stream) {
             last.events.push(event);
             heads.insert(stream, last.head());
