@@ -270,8 +270,14 @@ fn lost(
     broken: &mut Vec<String>,
     checks: &mut Checks,
 ) {
-    let world = world.lock();
+    let mut world = world.lock();
     for (commit, at) in log.iter().zip(stored) {
+        for event in commit.events.iter().filter_map(|raw| Event::decode(raw).ok()) {
+            if let Event::NodeRegistered(registered) = event {
+                let taken = world.counts.events.entry("workers taken over").or_default();
+                *taken += registered.adopted.len() as u64;
+            }
+        }
         if !commit.events.iter().any(|event| event.kind.as_ref() == "NodeLost") {
             continue;
         }
