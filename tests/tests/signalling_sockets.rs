@@ -7,7 +7,7 @@ use roomlog_bus::ids::RoomId;
 use roomlog_tests::{
     cell::{Cell, Shape, eventually},
     peer::{Peer, Policy},
-    witness::{Bystander, closed, journal_is_clean},
+    witness::{Bystander, closed, counted, journal_is_clean},
 };
 use serde_json::{Value, json};
 use tokio::{io::AsyncWriteExt, net::TcpStream};
@@ -99,6 +99,39 @@ async fn a_socket_that_shows_no_token_is_closed_in_time_whatever_else_it_says() 
     }
     println!("101 strangers gone after {:?}", began.elapsed());
     assert_eq!(closed(&cell, "no_token"), 101);
+    bystander.finish().await?;
+    cell.stop().await;
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_address_has_so_many_sockets_and_a_socket_says_so_much() -> anyhow::Result<()> {
+    let cell = Cell::start(Shape {
+        ec: |settings| {
+            // Two are the bystanders'.
+            settings.sockets_per_address = 6;
+            settings.messages_per_second = 100;
+            settings.messages_burst = 200;
+        },
+        ..Shape::default()
+    })
+    .await?;
+    let bystander = Bystander::start(&cell).await?;
+    let url = format!("{}/signal", cell.origin.replace("http:", "ws:"));
+    let mut strangers = Vec::new();
+    for _ in 0..4 {
+        strangers.push(Peer::open(&url, Policy::Silent).await?);
+    }
+    assert!(raw(&url).await.is_err());
+    assert_eq!(counted(&cell, "roomlog_ec_turned_away{status=\"429\"}"), 1);
+    let talker = strangers.pop().expect("four were opened");
+    for _ in 0..2_000 {
+        talker.say(&json!({ "notification": true, "method": "still here" }));
+    }
+    assert_eq!(talker.closed_within(SOON).await?, (4000, "too many messages".into()));
+    assert_eq!(closed(&cell, "too_many"), 1);
+    // Its place is free once it is gone.
+    eventually("there is room for another", SOON, || async { raw(&url).await.ok() }).await?;
     bystander.finish().await?;
     cell.stop().await;
     Ok(())
