@@ -15,11 +15,12 @@ use crate::{
         TransportId, WorkerIndex,
     },
     ortc::{ConsumerLayers, ConsumerType, MediaKind, RtpCapabilities, RtpParameters},
+    rights::Rights,
     time::Timestamp,
 };
 
 /// Number of the catalogue as a whole: goes up whenever a type, a field or a schema is added, so that two builds can be compared.
-pub const LOG_SCHEMA: u32 = 1;
+pub const LOG_SCHEMA: u32 = 2;
 
 /// How a room's EAs are chosen.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
@@ -47,6 +48,18 @@ pub struct Candidate {
     /// Why it took no part: `suspected`, `draining`, `no worker`, `no answer` …
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub excluded: Option<String>,
+}
+
+/// What bounds a room.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct RoomLimits {
+    /// Most clients at a time; absent: what its EC allows, which bounds this too.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub max_clients: Option<u32>,
+    /// Deleted after nobody has been in it for this long, seconds; absent: it stays.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub idle_close_s: Option<u32>,
 }
 
 /// The worker a room lives on.
@@ -154,6 +167,24 @@ catalogue! {
         which: String,
         /// SHA-256 of the new key, hex.
         hash: String,
+        /// The key before it opens until then, too; absent: nothing from now on.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        old_until: Option<Timestamp>,
+    }
+    /// The key before the current one opens nothing any more, whatever was said of it.
+    ServiceOldKeyRevoked = 1 {
+        /// `secret` or `publishable`.
+        which: String,
+    }
+    /// What can be changed of it is this from now on.
+    ServiceChanged = 1 {
+        /// A name for people.
+        name: String,
+        /// Whether the publishable key may make rooms by asking a token for a name.
+        publishable_creates_rooms: bool,
+        /// Origins (RFC 6454) whose pages may use its keys; empty: any.
+        #[serde(default)]
+        origins: Vec<String>,
     }
     /// It is gone; its keys open nothing.
     ServiceDeleted = 1 {}
@@ -182,6 +213,13 @@ catalogue! {
         epoch: Epoch,
         /// `first-token`, `ec-restarted`, `ec-lost`, `drain` …
         reason: String,
+    }
+    /// What can be changed of it is this from now on.
+    RoomChanged = 1 {
+        /// What the application keeps with it.
+        metadata: Value,
+        /// What bounds it.
+        limits: RoomLimits,
     }
     /// The first client of a session is coming in.
     RoomOpened = 1 {}
@@ -253,6 +291,15 @@ catalogue! {
         token_expires: Timestamp,
         /// SHA-256 of the resume key, hex.
         resume_key_hash: String,
+    }
+    /// What the client may do is this from now on, whatever its role says.
+    ClientRightsChanged = 1 {
+        /// Who.
+        client: ClientId,
+        /// Its role, for people.
+        role: String,
+        /// What it may do.
+        rights: Rights,
     }
     /// The client was given an EA of the room.
     ClientBound = 1 {
@@ -368,6 +415,22 @@ catalogue! {
     ProducerResumed = 1 {
         /// Which.
         producer: ProducerId,
+    }
+    /// It is paused, and its owner may not resume it.
+    ProducerMuted = 1 {
+        /// Which.
+        producer: ProducerId,
+        /// The client that did it; absent: the application.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        by: Option<ClientId>,
+    }
+    /// Its owner may resume it again. Nobody else does it: a microphone is opened only by who speaks.
+    ProducerUnmuted = 1 {
+        /// Which.
+        producer: ProducerId,
+        /// The client that did it; absent: the application.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        by: Option<ClientId>,
     }
     /// It is gone, with its consumers.
     ProducerClosed = 1 {

@@ -22,6 +22,7 @@ pub mod nats;
 pub mod ortc;
 pub mod repair;
 pub mod republish;
+pub mod rights;
 pub mod rpc;
 pub mod sled_journal;
 pub mod stun;

@@ -8,9 +8,10 @@ use serde_json::Value;
 use crate::{
     bus::{Bus, RequestError},
     commit::{Payload, StreamId},
-    events::Placement,
-    ids::{ClientId, Epoch, Incarnation, MediaEpoch, RoomId, Version},
+    events::{Placement, RoomLimits},
+    ids::{ClientId, Epoch, Incarnation, MediaEpoch, ProducerId, RoomId, Version},
     media::{MediaAnswer, MediaCommand, MediaError, RoomNotification},
+    rights::Rights,
     subject::Subject,
 };
 
@@ -97,10 +98,46 @@ pub enum EcRequest {
         /// Why; goes into the log and the close reason.
         reason: String,
     },
+    /// Change what a client may do. Answer: [`EcAnswer::Version`].
+    ChangeRights {
+        /// Room.
+        room: RoomId,
+        /// Who.
+        client: ClientId,
+        /// Its role, for people.
+        role: String,
+        /// What it may do.
+        rights: Rights,
+    },
+    /// Mute what a client sends, or let it speak again. Answer: [`EcAnswer::Version`].
+    Mute {
+        /// Room.
+        room: RoomId,
+        /// Who.
+        client: ClientId,
+        /// What.
+        producer: ProducerId,
+        /// Whether.
+        muted: bool,
+    },
+    /// Change the room. Answer: [`EcAnswer::Version`].
+    ChangeRoom {
+        /// Room.
+        room: RoomId,
+        /// What the application keeps with it.
+        metadata: Value,
+        /// What bounds it.
+        limits: RoomLimits,
+        /// Only if it is at this version.
+        if_version: Option<Version>,
+    },
     /// Delete the room, putting out whoever is in it. Answer: [`EcAnswer::Version`].
     DeleteRoom {
         /// Room.
         room: RoomId,
+        /// Only if it is at this version.
+        #[serde(default)]
+        if_version: Option<Version>,
         /// Why.
         reason: String,
     },
@@ -222,6 +259,18 @@ pub enum RpcError {
     NotFound {
         /// What.
         what: String,
+    },
+    /// It is not at the version that was named.
+    #[error("it is at version {version}, not at the one named")]
+    Version {
+        /// At which.
+        version: Version,
+    },
+    /// It may not be done, and trying again does not help.
+    #[error("refused: {reason}")]
+    Refused {
+        /// Why.
+        reason: String,
     },
     /// Not now; trying again may help.
     #[error("retry later: {reason}")]

@@ -14,6 +14,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     ids::{ClientId, EcId, RoomId, ServiceId},
+    rights::Rights,
     time::Timestamp,
 };
 
@@ -43,6 +44,9 @@ pub struct Claims {
     pub client: ClientId,
     /// What that client may do: `presenter` or `viewer`.
     pub role: String,
+    /// What it may do one by one; absent: what goes with the role.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rights: Option<Rights>,
     /// The EC that had the room when the token was made.
     pub ec: EcId,
     /// Where that EC's WebSocket is.
@@ -238,6 +242,7 @@ mod tests {
             room: RoomId::new("r").unwrap(),
             client: ClientId::new("c").unwrap(),
             role: "presenter".into(),
+            rights: None,
             ec: EcId::new("e").unwrap(),
             ws: "wss://ec.example/signal".into(),
             iat: NOW,

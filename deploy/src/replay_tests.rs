@@ -59,7 +59,7 @@ async fn folder(data: &Path, tamper: impl FnOnce(&mut Vec<Event>)) -> SledJourna
     let mut state = RoomState::default();
     state.apply_commit(&made).unwrap();
 
-    let command = decide::Command::Delete { reason: "test".into() };
+    let command = decide::Command::Delete { reason: "test".into(), if_version: None };
     let facts = decide::Facts {
         now: env.now(),
         ec,

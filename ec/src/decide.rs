@@ -5,14 +5,15 @@ use roomlog_bus::{
     commit::Payload,
     events::{
         Candidate, ClientAdmitted, ClientAttached, ClientBound, ClientDisconnected, ClientJoined, ClientLeft,
-        ClientResumed, ConsumerClosed, ConsumerCreated, ConsumerLayersPreferred, ConsumerPaused,
-        ConsumerPrioritySet, ConsumerRefused, ConsumerResumed, DisplayNameChanged, EaAssigned, EaReleased,
-        Event, MediaMoved, Placement, ProducerClosed, ProducerCreated, ProducerPaused, ProducerResumed,
-        RoomClosed, RoomDeleted, RoomOpened, RoomPlaced, RoomSnapshot, TransportClosed, TransportConnected,
-        TransportCreated,
+        ClientResumed, ClientRightsChanged, ConsumerClosed, ConsumerCreated, ConsumerLayersPreferred,
+        ConsumerPaused, ConsumerPrioritySet, ConsumerRefused, ConsumerResumed, DisplayNameChanged,
+        EaAssigned, EaReleased, Event, MediaMoved, Placement, ProducerClosed, ProducerCreated, ProducerMuted,
+        ProducerPaused, ProducerResumed, ProducerUnmuted, RoomChanged, RoomClosed, RoomDeleted, RoomLimits,
+        RoomOpened, RoomPlaced, RoomSnapshot, TransportClosed, TransportConnected, TransportCreated,
     },
-    ids::{ClientId, ConsumerId, EcId, Incarnation, MediaEpoch, ProducerId, TransportId},
+    ids::{ClientId, ConsumerId, EcId, Incarnation, MediaEpoch, ProducerId, TransportId, Version},
     ortc::{ConsumerLayers, ConsumerType, MediaKind, RtpCapabilities, RtpParameters},
+    rights::Rights,
     time::Timestamp,
 };
 use roomlog_projections::room::{Client, RoomState};
@@ -33,6 +34,8 @@ pub enum Command {
         client: ClientId,
         user: String,
         role: String,
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        rights: Option<Rights>,
         addr: String,
         token: String,
         token_expires: Timestamp,
@@ -88,8 +91,20 @@ pub enum Command {
     SetPriority { client: ClientId, consumer: ConsumerId, priority: u8 },
     /// The room's worker is no more; go to the one in the facts.
     MoveMedia { reason: String },
+    /// The application changes what a client may do.
+    ChangeRights { client: ClientId, role: String, rights: Rights },
+    /// The application, or the client `by`, mutes a producer or lets its owner resume it.
+    Mute { by: Option<ClientId>, client: ClientId, producer: ProducerId, muted: bool },
+    /// A client that manages puts another out.
+    PutOut { by: ClientId, client: ClientId },
+    /// The application changes the room.
+    ChangeRoom { metadata: Value, limits: RoomLimits, if_version: Option<Version> },
     /// Delete the room.
-    Delete { reason: String },
+    Delete {
+        reason: String,
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        if_version: Option<Version>,
+    },
     /// Nobody is in: write down what the room is, so that what led to it may be purged.
     Compact,
 }
@@ -192,6 +207,9 @@ pub enum Refusal {
     /// The role does not give this right.
     #[error("not allowed: {0}")]
     NotAllowed(String),
+    /// It is not at the version that was named.
+    #[error("the room is at version {0}, not at the one named")]
+    OtherVersion(Version),
     /// It has as many as one may have.
     #[error("not allowed: too many {0}, a client may have {1} at a time")]
     TooMany(&'static str, usize),
@@ -219,7 +237,11 @@ impl Refusal {
             Self::NoClient(_) => 2002,
             Self::WrongState(_) => 2003,
             Self::NoObject(..) => 2004,
-            Self::NotAllowed(_) | Self::RoomFull(_) | Self::TooMany(..) | Self::ClientIdTaken(_) => 403,
+            Self::NotAllowed(_)
+            | Self::OtherVersion(_)
+            | Self::RoomFull(_)
+            | Self::TooMany(..)
+            | Self::ClientIdTaken(_) => 403,
             Self::WrongHost => 1001,
             Self::UsedToken => 1002,
             Self::TokenEnded => 1004,
@@ -242,7 +264,7 @@ pub fn decide(state: &RoomState, command: &Command, facts: &Facts) -> Result<Vec
     }
     match command {
         Command::Place { .. } => unreachable!("answered above"),
-        Command::Admit { client, user, role, addr, token, token_expires, resume_key_hash } => {
+        Command::Admit { client, user, role, rights, addr, token, token_expires, resume_key_hash } => {
             if state.spent_tokens.contains_key(token) {
                 return Err(Refusal::UsedToken);
             }
@@ -252,8 +274,9 @@ pub fn decide(state: &RoomState, command: &Command, facts: &Facts) -> Result<Vec
             if state.clients.contains_key(client) {
                 return Err(Refusal::ClientIdTaken(client.clone()));
             }
-            if state.clients.len() >= facts.max_clients {
-                return Err(Refusal::RoomFull(facts.max_clients));
+            let most = most_clients(state, facts);
+            if state.clients.len() >= most {
+                return Err(Refusal::RoomFull(most));
             }
             let mut events = Vec::new();
             let ea = match state.placements.values().next() {
@@ -289,6 +312,10 @@ pub fn decide(state: &RoomState, command: &Command, facts: &Facts) -> Result<Vec
                 }
                 .into(),
             );
+            if let Some(rights) = rights {
+                let (client, role) = (client.clone(), role.clone());
+                events.push(ClientRightsChanged { client, role, rights: rights.clone() }.into());
+            }
             events.push(ClientBound { client: client.clone(), ea, candidates: Vec::new() }.into());
             Ok(events)
         }
@@ -394,7 +421,7 @@ pub fn decide(state: &RoomState, command: &Command, facts: &Facts) -> Result<Vec
             }
         }
         Command::Produce { client, producer, transport, kind, rtp_parameters, app_data, paused } => {
-            may_produce(state, client, transport)?;
+            may_produce(state, client, transport, *kind)?;
             facts.per_client.allows(state, client, Made::Producer, 0)?;
             let consumer_type = facts
                 .consumer_type
@@ -415,6 +442,9 @@ pub fn decide(state: &RoomState, command: &Command, facts: &Facts) -> Result<Vec
         }
         Command::PauseProducer { client, producer, paused } => {
             let found = own_producer(state, client, producer)?;
+            if found.muted && !*paused {
+                return Err(Refusal::NotAllowed("this producer is muted".into()));
+            }
             Ok(match (found.paused, *paused) {
                 (false, true) => vec![ProducerPaused { producer: producer.clone() }.into()],
                 (true, false) => vec![ProducerResumed { producer: producer.clone() }.into()],
@@ -487,7 +517,38 @@ pub fn decide(state: &RoomState, command: &Command, facts: &Facts) -> Result<Vec
                 .into(),
             ])
         }
-        Command::Delete { reason } => {
+        Command::ChangeRights { client, role, rights } => change_rights(state, client, role, rights),
+        Command::Mute { by, client, producer, muted } => {
+            manages(state, by.as_ref())?;
+            let found = own_producer(state, client, producer)?;
+            let (producer, by) = (producer.clone(), by.clone());
+            Ok(match (found.muted, *muted) {
+                (false, true) if found.paused => vec![ProducerMuted { producer, by }.into()],
+                (false, true) => {
+                    vec![
+                        ProducerPaused { producer: producer.clone() }.into(),
+                        ProducerMuted { producer, by }.into(),
+                    ]
+                }
+                (true, false) => vec![ProducerUnmuted { producer, by }.into()],
+                _ => Vec::new(),
+            })
+        }
+        Command::PutOut { by, client } => {
+            manages(state, Some(by))?;
+            living(state, client)?;
+            Ok(leave(state, std::slice::from_ref(client), "kicked"))
+        }
+        Command::ChangeRoom { metadata, limits, if_version } => {
+            at_version(state, *if_version)?;
+            let info = state.info.as_ref().ok_or(Refusal::NoRoom)?;
+            if info.metadata == *metadata && info.limits == *limits {
+                return Ok(Vec::new());
+            }
+            Ok(vec![RoomChanged { metadata: metadata.clone(), limits: *limits }.into()])
+        }
+        Command::Delete { reason, if_version } => {
+            at_version(state, *if_version)?;
             let clients: Vec<ClientId> = state.clients.keys().cloned().collect();
             let mut events =
                 if clients.is_empty() { Vec::new() } else { leave(state, &clients, "room-deleted") };
@@ -501,6 +562,55 @@ pub fn decide(state: &RoomState, command: &Command, facts: &Facts) -> Result<Vec
             Ok(vec![RoomSnapshot { state: Payload::encode(state) }.into()])
         }
     }
+}
+
+/// Most clients the room takes: its own limit, within that of its EC.
+fn most_clients(state: &RoomState, facts: &Facts) -> usize {
+    let own = state.info.as_ref().and_then(|info| info.limits.max_clients);
+    own.map_or(facts.max_clients, |own| facts.max_clients.min(own as usize))
+}
+
+fn at_version(state: &RoomState, wanted: Option<Version>) -> Result<(), Refusal> {
+    match wanted {
+        Some(wanted) if wanted != state.version() => Err(Refusal::OtherVersion(state.version())),
+        _ => Ok(()),
+    }
+}
+
+/// Whether `by` may mute and put out others; the application always may.
+pub fn manages(state: &RoomState, by: Option<&ClientId>) -> Result<(), Refusal> {
+    let Some(by) = by else { return Ok(()) };
+    joined(state, by)?;
+    if living(state, by)?.rights().manage {
+        return Ok(());
+    }
+    Err(Refusal::NotAllowed("the right `manage` is wanted".into()))
+}
+
+/// The rights, and the end of what they no longer cover. What they newly cover follows by itself: consumers are level-triggered.
+fn change_rights(
+    state: &RoomState,
+    client: &ClientId,
+    role: &str,
+    rights: &Rights,
+) -> Result<Vec<Event>, Refusal> {
+    let living = living(state, client)?;
+    if living.role == role && living.rights() == *rights {
+        return Ok(Vec::new());
+    }
+    let mut events = vec![
+        ClientRightsChanged { client: client.clone(), role: role.to_owned(), rights: rights.clone() }.into(),
+    ];
+    let reason = || "rights".to_owned();
+    let sent =
+        state.producers.iter().filter(|(_, p)| &p.client == client && !rights.publish.contains(&p.kind));
+    events.extend(sent.map(|(id, _)| ProducerClosed { producer: id.clone(), reason: reason() }.into()));
+    if !rights.subscribe {
+        let received = state.consumers.iter().filter(|(_, c)| &c.client == client);
+        events
+            .extend(received.map(|(id, _)| ConsumerClosed { consumer: id.clone(), reason: reason() }.into()));
+    }
+    Ok(events)
 }
 
 /// Whether the EC incarnation of `facts` is the room's owner.
@@ -644,11 +754,21 @@ pub fn own_consumer<'a>(
         .ok_or_else(|| Refusal::NoObject("consumer", id.to_string()))
 }
 
-/// Whether the client may send on this transport: it has joined, its role allows it, and the transport is its own and for sending.
-pub fn may_produce(state: &RoomState, client: &ClientId, transport: &TransportId) -> Result<(), Refusal> {
+/// Whether the client may send this on this transport: it has joined, its rights allow it, and the transport is its own and for sending.
+pub fn may_produce(
+    state: &RoomState,
+    client: &ClientId,
+    transport: &TransportId,
+    kind: MediaKind,
+) -> Result<(), Refusal> {
     joined(state, client)?;
-    if living(state, client)?.role == "viewer" {
-        return Err(Refusal::NotAllowed("the role viewer does not send media".into()));
+    let client_state = living(state, client)?;
+    if !client_state.rights().publish.contains(&kind) {
+        let kind = if kind == MediaKind::Audio { "audio" } else { "video" };
+        return Err(Refusal::NotAllowed(format!(
+            "the rights of a {} do not cover sending {kind}",
+            client_state.role
+        )));
     }
     if own_transport(state, client, transport)?.producing {
         Ok(())

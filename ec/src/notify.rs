@@ -2,7 +2,7 @@
 
 use roomlog_bus::{
     commit::Commit,
-    events::{Event, EventError},
+    events::{Event, EventError, ProducerMuted, ProducerUnmuted},
     ids::{ClientId, ConsumerId, ProducerId, Version},
 };
 use roomlog_projections::room::{FoldError, RoomState};
@@ -106,6 +106,16 @@ fn tell(before: &RoomState, event: &Event, version: Version, told: &mut Vec<Told
                 );
             }
         }
+        Event::ProducerMuted(ProducerMuted { producer, .. })
+        | Event::ProducerUnmuted(ProducerUnmuted { producer, .. }) => {
+            if let Some(owner) = before.producers.get(producer).map(|p| &p.client) {
+                let muted = matches!(event, Event::ProducerMuted(_));
+                notify(owner, "producerMuted", json!({ "producerId": producer, "muted": muted, "v": v }));
+            }
+        }
+        Event::ClientRightsChanged(e) => {
+            notify(&e.client, "rightsChanged", json!({ "role": e.role, "rights": e.rights, "v": v }));
+        }
         Event::ProducerPaused(e) => {
             for (id, consumer) in consumers_of(&e.producer) {
                 notify(&consumer.client, "consumerPaused", json!({ "consumerId": id, "v": v }));
@@ -117,6 +127,13 @@ fn tell(before: &RoomState, event: &Event, version: Version, told: &mut Vec<Told
             }
         }
         Event::ProducerClosed(e) => {
+            // Whoever closed it itself knows.
+            if e.reason != "closed"
+                && let Some(producer) = before.producers.get(&e.producer)
+            {
+                let data = json!({ "producerId": e.producer, "reason": e.reason, "v": v });
+                notify(&producer.client, "producerClosed", data);
+            }
             for (id, consumer) in consumers_of(&e.producer) {
                 notify(&consumer.client, "consumerClosed", json!({ "consumerId": id, "v": v }));
             }

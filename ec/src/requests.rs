@@ -9,7 +9,7 @@ use roomlog_projections::room::RoomState;
 use serde::{Deserialize, de::DeserializeOwned};
 use serde_json::{Value, json};
 
-use crate::decide::{Command, Refusal, may_produce, own_consumer, own_producer, own_transport};
+use crate::decide::{Command, Refusal, manages, may_produce, own_consumer, own_producer, own_transport};
 
 /// What a request needs done, in this order: ask the media side, append, answer.
 #[derive(Debug, Clone, PartialEq)]
@@ -125,6 +125,19 @@ struct Priority {
 
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase")]
+struct Mute {
+    producer_id: ProducerId,
+    muted: bool,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct OfPeer {
+    peer_id: ClientId,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
 struct Rename {
     display_name: String,
 }
@@ -197,7 +210,7 @@ pub fn plan(
         }
         "produce" => {
             let Produce { transport_id, kind, rtp_parameters, app_data, paused } = read(method, data)?;
-            may_produce(state, client, &transport_id)?;
+            may_produce(state, client, &transport_id, kind)?;
             let app_data = opaque("appData", app_data)?;
             let producer = ProducerId::new(fresh()).expect("fresh ids are tokens");
             Ok(Plan {
@@ -278,6 +291,22 @@ pub fn plan(
         }
         "applyNetworkThrottle" | "resetNetworkThrottle" => {
             Err(Refusal::NotAllowed("this server does not throttle its network for clients".into()))
+        }
+        "muteProducer" => {
+            manages(state, Some(client))?;
+            let Mute { producer_id, muted } = read(method, data)?;
+            let found = state.producers.get(&producer_id);
+            let owner =
+                found.ok_or_else(|| Refusal::NoObject("producer", producer_id.to_string()))?.client.clone();
+            Ok(Plan::append(Command::Mute { by: Some(id), client: owner, producer: producer_id, muted }))
+        }
+        "removePeer" => {
+            manages(state, Some(client))?;
+            let OfPeer { peer_id } = read(method, data)?;
+            Ok(Plan::append(Command::PutOut { by: id, client: peer_id }))
+        }
+        "produceData" if !me.rights().data => {
+            Err(Refusal::NotAllowed(format!("the rights of a {} do not cover sending data", me.role)))
         }
         "produceData" | "getDataProducerStats" | "getDataConsumerStats" => {
             Err(Refusal::NotAllowed(format!("{method}: this server has no data channels yet")))

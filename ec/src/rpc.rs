@@ -11,7 +11,11 @@ use roomlog_bus::{
 };
 use tokio::sync::oneshot;
 
-use crate::{Shared, decide::Refusal, room::RoomMessage};
+use crate::{
+    Shared,
+    decide::{Command, Refusal},
+    room::RoomMessage,
+};
 
 /// Says once a second that this EC is there, and how much it holds.
 pub(crate) async fn beat(shared: &Shared, node: StreamId) {
@@ -60,15 +64,19 @@ pub(crate) fn serve(shared: &Arc<Shared>, message: Message) {
             }
         }
         EcRequest::RemoveClient { room, client, reason } => {
-            let (sender, done) = oneshot::channel();
-            let sent =
-                shared.rooms.send(shared, &room, RoomMessage::Remove { client, reason, reply: sender });
-            reply(shared, message, version_of(room, sent.map(|_| done)));
+            apply(shared, message, room, Command::Leave { client, reason });
         }
-        EcRequest::DeleteRoom { room, reason } => {
-            let (sender, done) = oneshot::channel();
-            let sent = shared.rooms.send(shared, &room, RoomMessage::Delete { reason, reply: sender });
-            reply(shared, message, version_of(room, sent.map(|_| done)));
+        EcRequest::ChangeRights { room, client, role, rights } => {
+            apply(shared, message, room, Command::ChangeRights { client, role, rights });
+        }
+        EcRequest::Mute { room, client, producer, muted } => {
+            apply(shared, message, room, Command::Mute { by: None, client, producer, muted });
+        }
+        EcRequest::ChangeRoom { room, metadata, limits, if_version } => {
+            apply(shared, message, room, Command::ChangeRoom { metadata, limits, if_version });
+        }
+        EcRequest::DeleteRoom { room, reason, if_version } => {
+            apply(shared, message, room, Command::Delete { reason, if_version });
         }
         EcRequest::RoomState { room } => {
             if !shared.rooms.runs(&room) {
@@ -89,6 +97,14 @@ pub(crate) fn serve(shared: &Arc<Shared>, message: Message) {
     }
 }
 
+/// Has the room do what the application wants, and answers with its version then.
+fn apply(shared: &Arc<Shared>, message: Message, room: RoomId, command: Command) {
+    let (sender, done) = oneshot::channel();
+    let sent =
+        shared.rooms.send(shared, &room, RoomMessage::Apply { command: Box::new(command), reply: sender });
+    reply(shared, message, version_of(room, sent.map(|_| done)));
+}
+
 async fn version_of(
     room: RoomId,
     sent: Result<oneshot::Receiver<Result<Version, Refusal>>, Refusal>,
@@ -106,6 +122,11 @@ fn rpc_error(room: &RoomId, refusal: Refusal) -> RpcError {
         Refusal::WrongHost => RpcError::NotOwner { room: room.clone() },
         Refusal::NoRoom => RpcError::NotFound { what: format!("room {room}") },
         Refusal::NoClient(client) => RpcError::NotFound { what: format!("client {client}") },
+        Refusal::NoObject(what, id) => RpcError::NotFound { what: format!("{what} {id}") },
+        Refusal::OtherVersion(version) => RpcError::Version { version },
+        refusal @ (Refusal::NotAllowed(_) | Refusal::BadRequest(_)) => {
+            RpcError::Refused { reason: refusal.to_string() }
+        }
         refusal => RpcError::Retry { reason: refusal.to_string() },
     }
 }

@@ -191,6 +191,7 @@ impl World {
                 let used = self.state.spent_tokens.keys().next().cloned();
                 let token = if self.rng.random_ratio(1, 10) { used.unwrap_or(token) } else { token };
                 Command::Admit {
+                    rights: None,
                     client: ClientId::new(id).unwrap(),
                     user: "u".into(),
                     role: if self.rng.random_ratio(1, 5) { "viewer" } else { "presenter" }.into(),
@@ -434,6 +435,7 @@ fn a_client_has_no_more_than_it_may_and_more_once_it_has_less() {
         let mut facts = world.facts();
         facts.assignment = Some(world.assignment());
         let admit = Command::Admit {
+            rights: None,
             client: client.clone(),
             user: "u".into(),
             role: "presenter".into(),
@@ -502,6 +504,7 @@ fn a_token_admits_one_client_and_only_the_owner_decides() {
     let mut facts = world.facts();
     facts.assignment = Some(world.assignment());
     let admit = |client: &str, token: &str, expires| Command::Admit {
+        rights: None,
         client: ClientId::new(client).unwrap(),
         user: "u".into(),
         role: "presenter".into(),
@@ -541,6 +544,7 @@ fn a_closed_room_is_compacted_once_to_the_state_it_has() {
     facts.assignment = Some(world.assignment());
     let client = ClientId::new("a").unwrap();
     let admit = Command::Admit {
+        rights: None,
         client: client.clone(),
         user: "u".into(),
         role: "presenter".into(),

@@ -15,8 +15,11 @@ use std::{
 };
 
 use rand::RngCore;
-use roomlog_bus::ids::{ServiceId, random_token};
-use roomlog_projections::service::ServiceState;
+use roomlog_bus::{
+    ids::{ServiceId, random_token},
+    time::Timestamp,
+};
+use roomlog_projections::service::{OldKey, ServiceState};
 use sha2::{Digest as _, Sha256};
 
 /// Characters of a key's secret part: 43 of 62 are 256 bits.
@@ -70,14 +73,19 @@ pub fn hash(key: &str) -> String {
     })
 }
 
-/// Whether `service` is alive and `key` is its current key of that kind. Hashes are compared, so how long it takes tells nothing
-/// about the key.
-pub fn opens(service: &ServiceState, kind: KeyKind, key: &str) -> bool {
-    let wanted = match kind {
-        KeyKind::Secret => &service.secret_key_hash,
-        KeyKind::Publishable => &service.publishable_key_hash,
+/// Whether `service` is alive and `key` is its key of that kind, or the one before it that still opens. Hashes are compared, so how long
+/// it takes tells nothing about the key.
+pub fn opens(service: &ServiceState, kind: KeyKind, key: &str, now: Timestamp) -> bool {
+    let (current, which) = match kind {
+        KeyKind::Secret => (&service.secret_key_hash, "secret"),
+        KeyKind::Publishable => (&service.publishable_key_hash, "publishable"),
     };
-    !service.deleted && !wanted.is_empty() && *wanted == hash(key)
+    if service.deleted || current.is_empty() {
+        return false;
+    }
+    let hash = hash(key);
+    let old = |old: &OldKey| old.which == which && old.until > now && old.hash == hash;
+    *current == hash || service.old_keys.iter().any(old)
 }
 
 /// A secret file that could not be kept.
@@ -137,6 +145,8 @@ mod tests {
     use rand::SeedableRng;
     use std::os::unix::fs::PermissionsExt as _;
 
+    const NOW: Timestamp = Timestamp(1_000_000);
+
     #[test]
     fn a_key_names_its_service_and_opens_only_it() {
         let mut rng = rand::rngs::StdRng::seed_from_u64(1);
@@ -150,13 +160,19 @@ mod tests {
             publishable_key_hash: hash(&publishable),
             ..ServiceState::default()
         };
-        assert!(opens(&state, KeyKind::Secret, &secret));
-        assert!(!opens(&state, KeyKind::Secret, &publishable));
-        assert!(!opens(&state, KeyKind::Publishable, &secret));
-        assert!(!opens(&state, KeyKind::Secret, &format!("{secret}x")));
+        assert!(opens(&state, KeyKind::Secret, &secret, NOW));
+        assert!(!opens(&state, KeyKind::Secret, &publishable, NOW));
+        assert!(!opens(&state, KeyKind::Publishable, &secret, NOW));
+        assert!(!opens(&state, KeyKind::Secret, &format!("{secret}x"), NOW));
+        let old = new_key(KeyKind::Secret, &ServiceId::new("s").unwrap(), &mut rng);
+        state.old_keys =
+            vec![OldKey { which: "secret".into(), hash: hash(&old), until: Timestamp(NOW.0 + 1) }];
+        assert!(opens(&state, KeyKind::Secret, &old, NOW) && opens(&state, KeyKind::Secret, &secret, NOW));
+        assert!(!opens(&state, KeyKind::Publishable, &old, NOW));
+        assert!(!opens(&state, KeyKind::Secret, &old, Timestamp(NOW.0 + 1)), "it ends when it was said to");
         state.deleted = true;
-        assert!(!opens(&state, KeyKind::Secret, &secret), "a deleted service's keys open nothing");
-        assert!(!opens(&ServiceState::default(), KeyKind::Secret, ""), "no service, no key");
+        assert!(!opens(&state, KeyKind::Secret, &secret, NOW), "a deleted service's keys open nothing");
+        assert!(!opens(&ServiceState::default(), KeyKind::Secret, "", NOW), "no service, no key");
         for bad in ["", "sk", "sk_", "sk_a", "ak_a_b", "sk_a b_c", "sk__c"] {
             assert_eq!(parse(bad), None, "{bad:?}");
         }

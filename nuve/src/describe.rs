@@ -15,6 +15,8 @@ const METHODS: [&str; 5] = ["get", "post", "put", "patch", "delete"];
 const ID: &str = "^[A-Za-z0-9_-]{1,64}$";
 /// See [`crate::rooms::RoomRef::parse`].
 const ID_OR_NAME: &str = r"^([A-Za-z0-9_-]{1,64}|name:[^\x00-\x1f\x7f-\x9f]{1,128})$";
+/// See [`roomlog_bus::commit::StreamId`].
+const NODE: &str = "^(ec|ea)\\.[A-Za-z0-9_-]{1,64}$";
 
 /// The whole description.
 pub fn complete(mut api: Value) -> Value {
@@ -47,7 +49,16 @@ fn parameters(path: &str, operation: &mut Value) {
     for parameter in members(operation, "parameters").filter(|p| p["in"] == "path") {
         // Who asks without a key has no service in which a name could mean something.
         let by_name = parameter["name"] == "room" && !path.ends_with("/locate");
-        let (pattern, help) = if by_name { (ID_OR_NAME, "id, or `name:<name>`") } else { (ID, "id") };
+        let is_node = parameter["name"] == "node";
+        let (pattern, help) = if is_node {
+            (NODE, "kind and id, such as `ec.5c1`")
+        } else if parameter["name"] == "which" {
+            continue; // has its values
+        } else if by_name {
+            (ID_OR_NAME, "id, or `name:<name>`")
+        } else {
+            (ID, "id")
+        };
         parameter["description"] = help.into();
         parameter["schema"]["pattern"] = pattern.into();
     }

@@ -20,6 +20,7 @@ use roomlog_bus::{
     commit::Cause,
     ids::{ServiceId, Version},
 };
+use roomlog_projections::service::ServiceState;
 use serde::de::DeserializeOwned;
 
 use crate::{
@@ -102,20 +103,29 @@ impl App {
                 let _ = told.0.set(left);
             }
         }
-        let known =
-            self.directory.read().services.get(&service).map(|state| credentials::opens(state, kind, key));
-        let opens = match known {
-            Some(true) => true,
-            Some(false) => false,
+        let now = self.env.now();
+        let origin = parts.headers.get(header::ORIGIN).and_then(|origin| origin.to_str().ok());
+        let look = |state: &ServiceState| {
+            let here = |origin: &str| state.origins.is_empty() || state.origins.iter().any(|o| o == origin);
+            (credentials::opens(state, kind, key, now), origin.is_none_or(here))
+        };
+        let known = self.directory.read().services.get(&service).map(look);
+        let (opens, here) = match known {
+            Some(known) => known,
             None => {
                 // Not heard of here: a service made elsewhere a moment ago, or a guess.
                 self.limited(self.limits.unheard())?;
-                self.service(&service).await?.is_some_and(|state| credentials::opens(&state, kind, key))
+                self.service(&service).await?.map_or((false, true), |state| look(&state))
             }
         };
         if !opens {
             let problem = problem::UNKNOWN_KEY.detail("The key is not, or no longer, one of its service.");
             return Err(if kind == KeyKind::Secret { stranger(problem) } else { problem });
+        }
+        if !here {
+            return Err(stranger(
+                problem::WRONG_ORIGIN.detail(format!("This page is of {}.", origin.unwrap_or_default())),
+            ));
         }
         if kind == KeyKind::Secret {
             self.limited(self.limits.service(&service))?;
@@ -311,7 +321,8 @@ fn sentence(text: &str) -> String {
 
 // ---- around every request --------------------------------------------------------------------------------------------------
 
-/// Lets pages of any origin call the API. Keys travel in a header, never in a cookie, so another origin gains nothing it was not given.
+/// Lets pages call the API. Keys travel in a header, never in a cookie, so another origin gains nothing it was not given; whether its pages may
+/// use the key of a service is asked when the key is there, which it is not in a preflight request.
 pub async fn cors(request: Request, next: Next) -> Response {
     let from_page = request.headers().contains_key(header::ORIGIN);
     let preflight = request.method() == Method::OPTIONS
@@ -323,14 +334,18 @@ pub async fn cors(request: Request, next: Next) -> Response {
         headers.insert(header::ACCESS_CONTROL_ALLOW_ORIGIN, HeaderValue::from_static("*"));
         headers.insert(
             header::ACCESS_CONTROL_EXPOSE_HEADERS,
-            HeaderValue::from_static("roomlog-version, retry-after, ratelimit, ratelimit-policy"),
+            HeaderValue::from_static(
+                "etag, location, roomlog-version, retry-after, ratelimit, ratelimit-policy",
+            ),
         );
         if preflight {
-            headers
-                .insert(header::ACCESS_CONTROL_ALLOW_METHODS, HeaderValue::from_static("GET, POST, DELETE"));
+            headers.insert(
+                header::ACCESS_CONTROL_ALLOW_METHODS,
+                HeaderValue::from_static("GET, POST, PATCH, DELETE"),
+            );
             headers.insert(
                 header::ACCESS_CONTROL_ALLOW_HEADERS,
-                HeaderValue::from_static("authorization, content-type, last-event-id, traceparent"),
+                HeaderValue::from_static("authorization, content-type, idempotency-key, if-match, if-none-match, last-event-id, traceparent"),
             );
             // 10 minutes: Chrome keeps it no longer than two hours, and a changed list should get through soon.
             headers.insert(header::ACCESS_CONTROL_MAX_AGE, HeaderValue::from_static("600"));

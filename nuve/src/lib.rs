@@ -29,12 +29,15 @@ use tokio::{
 };
 
 pub mod app;
+mod changes;
+pub mod conditions;
 pub mod credentials;
 mod describe;
 pub mod ecs;
 pub mod events;
 pub mod history;
 pub mod http;
+mod idempotency;
 pub mod limits;
 pub mod metrics;
 pub mod nodes;
@@ -177,6 +180,7 @@ pub async fn start(
         tokio::spawn(watch_ecs(&app).run(stopped.clone(), Some(tell_lost))),
         tokio::spawn(takeover::take_over(app.clone(), lost, stopped.clone())),
         tokio::spawn(retention::purge_deleted(app.clone(), stopped.clone())),
+        tokio::spawn(retention::close_idle(app.clone(), stopped.clone())),
         tokio::spawn(tend(app.clone(), stopped.clone())),
     ];
     if let Some(sharing) = sharing {

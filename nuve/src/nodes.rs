@@ -1,6 +1,6 @@
 //! The nodes of the cluster as this NUVE sees them, and whether it is itself alive and ready.
 
-use std::time::Duration;
+use std::{collections::BTreeMap, time::Duration};
 
 use axum::{
     Json,
@@ -9,7 +9,7 @@ use axum::{
     response::{IntoResponse, Response},
 };
 use roomlog_bus::{
-    commit::{Cause, StreamId},
+    commit::{Cause, StreamId, StreamKind},
     events::{Event, NodeDraining},
     ids::Version,
     journal::{AppendError, read_all},
@@ -17,14 +17,16 @@ use roomlog_bus::{
     rpc::RpcError,
 };
 use roomlog_projections::node::{NodePhase, NodeState};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use serde_json::json;
 use utoipa::ToSchema;
 
 use crate::{
     app::{App, AppState},
     ecs::Health,
-    http::Operator,
+    http::{AdminKey, At, Because, Body, Operator, Params},
+    problem::{self, Problem},
+    rooms::Page,
 };
 
 /// A node.
@@ -64,15 +66,25 @@ pub struct Node {
 pub struct Nodes {
     /// Sorted by kind and id.
     nodes: Vec<Node>,
+    /// What `after` is to be for the next page; null on the last.
+    next: Option<String>,
 }
 
 /// Lists every node that ever registered.
-#[utoipa::path(get, path = "/v1/nodes", tag = "operation", security(("secret" = []), ("admin" = [])), responses((status = 200, body = Nodes)))]
-pub async fn list(State(app): State<AppState>, _: Operator) -> Json<Nodes> {
+#[utoipa::path(get, path = "/v1/nodes", tag = "operation", params(Page), security(("secret" = []), ("admin" = [])), responses((status = 200, body = Nodes)))]
+pub async fn list(
+    State(app): State<AppState>,
+    _: Operator,
+    Params(page): Params<Page>,
+) -> Result<Json<Nodes>, Problem> {
+    let limit = page.limit()?;
     let directory = app.directory.read();
     // The stream of the shared limit is no node's.
-    let nodes = directory.nodes.iter().filter(|(_, state)| state.phase != NodePhase::Unknown);
-    let nodes = nodes.map(|(node, state)| {
+    let known = directory.nodes.iter().filter(|(_, state)| state.phase != NodePhase::Unknown);
+    let named: BTreeMap<String, (&StreamId, &NodeState)> =
+        known.map(|(node, state)| (node.to_string(), (node, state))).collect();
+    let (part, next) = page.of(limit, named.iter(), String::as_str);
+    let nodes = part.into_iter().map(|(_, (node, state))| {
         let heard = app.ecs.observer.last_heard(node);
         Node {
             kind: node.kind().as_str(),
@@ -88,7 +100,52 @@ pub async fn list(State(app): State<AppState>, _: Operator) -> Json<Nodes> {
             clients: heard.map(|heard| heard.clients),
         }
     });
-    Json(Nodes { nodes: nodes.collect() })
+    Ok(Json(Nodes { nodes: nodes.collect(), next }))
+}
+
+/// How a node is drained.
+#[derive(Deserialize, ToSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Drain {
+    /// Seconds it may take; what is left then is moved.
+    #[serde(default = "an_hour")]
+    #[schema(default = 3_600, maximum = 604_800)]
+    within_s: u32,
+}
+
+fn an_hour() -> u32 {
+    3_600
+}
+
+/// A drain takes no longer than this, seconds: a week.
+const MAX_DRAIN_S: u32 = 604_800;
+
+/// Drains an EC or an EA: it takes no new rooms, and ends itself once it is empty or the time is up.
+#[utoipa::path(post, path = "/v1/nodes/{node}/drain", tag = "operation", request_body = Drain,
+    params(("node" = String, Path)), security(("admin" = [])), responses(
+    (status = 204, description = "it drains"), (status = 404, body = problem::ProblemDocument),
+))]
+pub async fn drain(
+    State(app): State<AppState>,
+    _: AdminKey,
+    Because(cause): Because,
+    At(name): At<String>,
+    Body(drain): Body<Drain>,
+) -> Result<StatusCode, Problem> {
+    let missing = || problem::NO_NODE.detail(format!("{name:?} is no EC or EA that runs."));
+    let node: StreamId = name.parse().map_err(|_| missing())?;
+    if !matches!(node.kind(), StreamKind::Ec | StreamKind::Ea) {
+        return Err(missing());
+    }
+    if drain.within_s > MAX_DRAIN_S {
+        return Err(problem::INVALID_FIELD
+            .detail(format!("`withinS` is {}; at most {MAX_DRAIN_S} is allowed.", drain.within_s)));
+    }
+    match app.drain(&node, Duration::from_secs(drain.within_s.into()), cause).await {
+        Ok(()) => Ok(StatusCode::NO_CONTENT),
+        Err(RpcError::NotFound { .. }) => Err(missing()),
+        Err(error) => Err(problem::LOG_AWAY.detail(format!("{error}.")).retry_after(1)),
+    }
 }
 
 /// Whether the process runs.

@@ -17,8 +17,8 @@ use utoipa::{
 use utoipa_axum::{router::OpenApiRouter, routes};
 
 use crate::{
-    app::AppState, describe, events, history, http, metrics, nodes, pages, problem, rooms, services, state,
-    tokens, users,
+    app::AppState, changes, describe, events, history, http, metrics, nodes, pages, problem, rooms, services,
+    state, tokens, users,
 };
 
 /// Bodies may have this many bytes: `metadata` of 16 KiB, escaped to the worst, and the rest beside it.
@@ -53,21 +53,24 @@ pub fn router(app: AppState) -> Router {
     let api = OpenApiRouter::with_openapi(Api::openapi())
         .routes(routes!(services::demo))
         .routes(routes!(services::create, services::list))
-        .routes(routes!(services::get, services::delete))
+        .routes(routes!(services::get, services::change, services::delete))
         .routes(routes!(services::rotate))
+        .routes(routes!(services::revoke))
         .routes(routes!(rooms::create, rooms::list))
-        .routes(routes!(rooms::get, rooms::delete))
+        .routes(routes!(rooms::get, changes::change_room, rooms::delete))
         .routes(routes!(tokens::create))
         .routes(routes!(tokens::locate))
         .routes(routes!(users::list))
-        .routes(routes!(users::get, users::delete))
+        .routes(routes!(users::get, changes::change_user, users::delete))
+        .routes(routes!(changes::mute))
         .routes(routes!(history::read))
         .routes(routes!(state::read))
         .routes(routes!(events::stream))
         .routes(routes!(metrics::metrics))
         .routes(routes!(nodes::healthz))
         .routes(routes!(nodes::readyz))
-        .routes(routes!(nodes::list));
+        .routes(routes!(nodes::list))
+        .routes(routes!(nodes::drain));
     let (api, description) = api.split_for_parts();
     let description = serde_json::to_value(description).expect("a description has text keys");
     let description = Arc::new(describe::complete(description));

@@ -73,6 +73,20 @@ problems! {
         "Choose another `peerId`, or leave it out and get a fresh one.";
     VERSION_AHEAD = "version-ahead", PRECONDITION_FAILED, "The room has no such version yet",
         "`min_version` is to be a version that a `Roomlog-Version` header named.";
+    CHANGED = "changed", PRECONDITION_FAILED, "It has changed since",
+        "It is not at the version that `If-Match` names: read it again. The version it has is in `version`.";
+    KEY_REUSED = "idempotency-key-reused", UNPROCESSABLE_ENTITY, "The idempotency key was used for something else",
+        "Use a new `Idempotency-Key` for each thing that is made, and the same one only to repeat the very same request.";
+    MADE_BEFORE = "made-before", CONFLICT, "This request was carried out before",
+        "It was made, and its keys were shown then and are not kept: rotate them if that answer was lost.";
+    WRONG_ORIGIN = "wrong-origin", FORBIDDEN, "Pages of this origin may not use the key",
+        "The service names the origins of its pages in `origins`.";
+    REFUSED = "refused", CONFLICT, "The room does not allow it",
+        "The detail says why. Trying again does not help.";
+    NO_PRODUCER = "no-such-producer", NOT_FOUND, "The user sends no such thing",
+        "`producers` of the user lists what it sends; it may have stopped.";
+    NO_NODE = "no-such-node", NOT_FOUND, "No such node runs",
+        "/v1/nodes lists the nodes; only an EC or an EA that runs can be drained.";
     RATE_LIMITED = "rate-limited", TOO_MANY_REQUESTS, "Too many requests",
         "Wait for `Retry-After` seconds.";
     NO_EC = "no-ec", SERVICE_UNAVAILABLE, "No EC takes rooms now",

@@ -13,7 +13,7 @@ use axum::{
 };
 use roomlog_bus::{
     commit::{Cause, Head, Payload, StreamId},
-    events::{EaPolicy, Event, RoomCreated, RoomDeleted, RoomPlaced},
+    events::{EaPolicy, Event, RoomChanged, RoomCreated, RoomDeleted, RoomLimits, RoomPlaced},
     ids::{Epoch, RoomId, ServiceId, Version},
     journal::AppendError,
     log::Draft,
@@ -28,8 +28,10 @@ use utoipa::{IntoParams, ToSchema};
 
 use crate::{
     app::{App, AppState},
+    conditions::{IfMatch, Known, changed, versioned},
     ecs::Health,
     http::{At, Because, Body, Params, SecretKey, version_header},
+    idempotency::{self, IdempotencyKey},
     placement::{Placed, Verdict},
     problem::{self, Problem},
 };
@@ -133,6 +135,8 @@ pub enum Made {
         /// Its EC, if it was to get one.
         placed: Option<Placed>,
     },
+    /// This very request has made it before.
+    Before(RoomId),
     /// There is one of that name.
     Exists(RoomId),
 }
@@ -146,6 +150,10 @@ pub struct Wanted {
     pub eapolicy: EaPolicy,
     /// The application's own.
     pub metadata: Value,
+    /// What bounds it.
+    pub limits: RoomLimits,
+    /// The idempotency key it is asked for with, and what the log will know of it.
+    pub once: Option<(String, idempotency::Made)>,
 }
 
 impl App {
@@ -251,19 +259,31 @@ impl App {
                 let known = self.directory.read().room_named(service, name).cloned();
                 match known {
                     // It may have been deleted elsewhere a moment ago.
-                    Some(id) if self.room_is_over(&id).await? == Some(false) => return Ok(Made::Exists(id)),
+                    Some(id) if self.room_is_over(&id).await? == Some(false) => {
+                        return self.made_before(id, wanted.once.as_ref()).await;
+                    }
                     _ => self.current_id(service, name).await?,
                 }
             }
-            None => self.env.draw(|rng| RoomId::random(rng)),
+            None => match &wanted.once {
+                // No name has so many predecessors.
+                Some((key, _)) => named_id(service, key, u64::MAX),
+                None => self.env.draw(|rng| RoomId::random(rng)),
+            },
         };
+        let mut draft = Draft { cause, ..Draft::default() };
         let mut events = vec![Event::from(RoomCreated {
             service: service.clone(),
             name: wanted.name.unwrap_or_else(|| id.to_string()),
             eapolicy: wanted.eapolicy,
-            metadata: wanted.metadata,
+            metadata: wanted.metadata.clone(),
         })];
-        let mut draft = Draft { cause, ..Draft::default() };
+        if wanted.limits != RoomLimits::default() {
+            events.push(RoomChanged { metadata: wanted.metadata, limits: wanted.limits }.into());
+        }
+        if let Some((_, made)) = &wanted.once {
+            draft.command = made.command();
+        }
         let mut placed = None;
         if place {
             let (verdict, facts, ecs) = self.decide_ec(None, false).await;
@@ -291,9 +311,26 @@ impl App {
                 }
                 Ok(Made::New { id, version, placed })
             }
-            Err(AppendError::Conflict { .. }) => Ok(Made::Exists(id)),
+            Err(AppendError::Conflict { .. }) => self.made_before(id, wanted.once.as_ref()).await,
             Err(error) => Err(error.into()),
         }
+    }
+
+    /// What it means that a room is there already: whether it was made by the same request.
+    async fn made_before(
+        &self,
+        id: RoomId,
+        once: Option<&(String, idempotency::Made)>,
+    ) -> Result<Made, Problem> {
+        if let Some((_, made)) = once {
+            let first = self.journal.read(&StreamId::from(&id), Version(1), 1).await?;
+            if let Some(first) = first.first()
+                && made.is_ours(first)?
+            {
+                return Ok(Made::Before(id));
+            }
+        }
+        Ok(Made::Exists(id))
     }
 
     /// Asks the EC that owns a room.
@@ -315,23 +352,25 @@ impl App {
     }
 
     /// Deletes a room: through its owner, or by itself where no live owner is. Gives the version of the deletion.
-    async fn delete_room(
+    pub(crate) async fn delete_room(
         &self,
         id: &RoomId,
         mut head: Option<Head>,
         mut owner: Option<Owner>,
+        if_version: Option<Version>,
+        reason: &str,
         cause: Cause,
     ) -> Result<Version, Problem> {
         /// As in placement: each round somebody else got through.
         const ROUNDS: u32 = 8;
-        let reason = "deleted by the application";
         for _ in 0..ROUNDS {
             if let Some(owner) = owner.as_ref().filter(|owner| self.health_of(owner) != Health::Lost) {
-                let request = EcRequest::DeleteRoom { room: id.clone(), reason: reason.into() };
+                let request = EcRequest::DeleteRoom { room: id.clone(), reason: reason.into(), if_version };
                 match self.ask_owner(owner, &request).await {
                     Ok(EcAnswer::Version { version }) => return Ok(version),
                     Err(RpcError::NotOwner { .. }) => {} // it has moved: look again
                     Err(RpcError::NotFound { .. }) => return Err(no_room(id)),
+                    Err(RpcError::Version { version }) => return Err(changed(version)),
                     other => return Err(ec_failed(id, owner, other)),
                 }
             } else {
@@ -346,6 +385,9 @@ impl App {
             }
             let state = self.room_in_journal(id).await?.filter(|state| !state.deleted);
             let state = state.ok_or_else(|| no_room(id))?;
+            if if_version.is_some_and(|wanted| wanted != state.version()) {
+                return Err(changed(state.version()));
+            }
             (head, owner) = (state.head, state.owner);
         }
         Err(problem::CONTENDED.detail(format!("Room {id} was to be deleted.")).retry_after(1))
@@ -365,7 +407,7 @@ pub fn ec_failed(room: &RoomId, owner: &Owner, answer: Result<EcAnswer, RpcError
 // ---- over HTTP -------------------------------------------------------------------------------------------------------------
 
 /// What a room is to be.
-#[derive(Deserialize, ToSchema)]
+#[derive(Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct NewRoom {
     /// A name for people, unique within the service. Without one the room is known by its id.
@@ -380,6 +422,49 @@ pub struct NewRoom {
     #[serde(default)]
     #[schema(value_type = Option<Object>)]
     metadata: Option<Map<String, Value>>,
+    /// What bounds it.
+    #[serde(default)]
+    limits: Option<Limits>,
+}
+
+/// What bounds a room.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "camelCase", default)]
+pub struct Limits {
+    /// Most clients at a time, 1 to 100 000; without it what its EC allows, which bounds this too.
+    #[schema(minimum = 1, maximum = 100_000)]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    max_clients: Option<u32>,
+    /// The room is deleted once nobody has been in it for this long, seconds, 10 to 31 536 000. Without it the room stays.
+    #[schema(minimum = 10, maximum = 31_536_000)]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    idle_close_s: Option<u32>,
+}
+
+impl Limits {
+    /// As the log has them.
+    pub fn checked(&self) -> Result<RoomLimits, Problem> {
+        let within =
+            |field: &str, value: Option<u32>, from: u32, to: u32| match value {
+                Some(value) if !(from..=to).contains(&value) => Err(problem::INVALID_FIELD
+                    .detail(format!("`{field}` is {value}; {from} to {to} are allowed."))),
+                _ => Ok(()),
+            };
+        within("maxClients", self.max_clients, 1, 100_000)?;
+        within("idleCloseS", self.idle_close_s, 10, 31_536_000)?;
+        Ok(RoomLimits { max_clients: self.max_clients, idle_close_s: self.idle_close_s })
+    }
+}
+
+/// `metadata` as it is kept.
+pub fn check_metadata(metadata: Option<Map<String, Value>>) -> Result<Value, Problem> {
+    let metadata = Value::Object(metadata.unwrap_or_default());
+    if metadata.to_string().len() > MAX_METADATA_BYTES {
+        return Err(
+            problem::INVALID_FIELD.detail(format!("`metadata` has more than {MAX_METADATA_BYTES} bytes."))
+        );
+    }
+    Ok(metadata)
 }
 
 /// A room.
@@ -397,10 +482,12 @@ pub struct Room {
     /// The application's own.
     #[schema(value_type = Object)]
     metadata: Map<String, Value>,
+    /// What bounds it.
+    limits: Limits,
     /// When it was made, Unix milliseconds.
     created: u64,
     /// Its version: goes up with everything that happens in it.
-    version: u64,
+    pub version: u64,
     /// Whether clients are in it.
     open: bool,
     /// How many.
@@ -414,13 +501,17 @@ pub struct Room {
     eas: Vec<String>,
 }
 
-fn describe(id: &RoomId, state: &RoomState) -> Room {
+pub fn describe(id: &RoomId, state: &RoomState) -> Room {
     let info = state.info.as_ref();
     Room {
         id: id.clone(),
         name: info.map(|info| info.name.clone()).unwrap_or_default(),
         eapolicy: info.map(|info| info.eapolicy).unwrap_or_default(),
         metadata: info.and_then(|info| info.metadata.as_object().cloned()).unwrap_or_default(),
+        limits: info.map_or_else(Limits::default, |info| Limits {
+            max_clients: info.limits.max_clients,
+            idle_close_s: info.limits.idle_close_s,
+        }),
         created: info.map_or(0, |info| info.created.as_millis()),
         version: state.version().0,
         open: state.open,
@@ -432,7 +523,8 @@ fn describe(id: &RoomId, state: &RoomState) -> Room {
 }
 
 /// Makes a room.
-#[utoipa::path(post, path = "/v1/rooms", tag = "rooms", request_body = NewRoom, security(("secret" = [])), responses(
+#[utoipa::path(post, path = "/v1/rooms", tag = "rooms", request_body = NewRoom, params(("Idempotency-Key" = Option<String>, Header, description = "the same request with the same key is carried out once")), security(("secret" = [])), responses(
+    (status = 404, description = "what this idempotency key made was deleted", body = problem::ProblemDocument),
     (status = 201, body = Room, headers(("Roomlog-Version" = u64, description = "version of the room"))),
     (status = 409, description = "a room of this name exists; its id is in `roomId`", body = problem::ProblemDocument),
 ))]
@@ -440,29 +532,37 @@ pub async fn create(
     State(app): State<AppState>,
     SecretKey(service): SecretKey,
     Because(cause): Because,
+    IdempotencyKey(key): IdempotencyKey,
     Body(new): Body<NewRoom>,
 ) -> Result<Response, Problem> {
     if let Some(name) = &new.name {
         check_name("room", name)?;
     }
-    let metadata = Value::Object(new.metadata.unwrap_or_default());
-    if metadata.to_string().len() > MAX_METADATA_BYTES {
-        return Err(
-            problem::INVALID_FIELD.detail(format!("`metadata` has more than {MAX_METADATA_BYTES} bytes."))
-        );
-    }
+    let limits = new.limits.clone().unwrap_or_default().checked()?;
+    let once = key.map(|key| {
+        let made = idempotency::Made::of(&key, &new);
+        (key, made)
+    });
+    let metadata = check_metadata(new.metadata)?;
     if new.eapolicy == EaPolicy::TtlBest {
         return Err(problem::INVALID_FIELD
             .detail("`eapolicy` TTL-BEST needs cascading between EAs, which this version does not have: use ROOM-BEST."));
     }
-    let wanted = Wanted { name: new.name.clone(), eapolicy: new.eapolicy, metadata };
+    let wanted = Wanted { name: new.name.clone(), eapolicy: new.eapolicy, metadata, limits, once };
     match app.make_room(&service, wanted, false, cause).await? {
         Made::New { id, version, .. } => {
             app.settle(&StreamId::from(&id), version).await;
             let room = app.look(&service, &RoomRef::Id(id.clone()), describe).await?;
             let room = room.ok_or_else(|| no_room(&id))?;
             let location = [(axum::http::header::LOCATION, format!("/v1/rooms/{id}"))];
-            Ok((StatusCode::CREATED, version_header(version), location, Json(room)).into_response())
+            Ok((StatusCode::CREATED, versioned(version), location, Json(room)).into_response())
+        }
+        Made::Before(id) => {
+            let room = app.look(&service, &RoomRef::Id(id.clone()), describe).await?;
+            let room = room
+                .ok_or_else(|| problem::NO_ROOM.detail(format!("It made room {id}, which was deleted.")))?;
+            let location = [(axum::http::header::LOCATION, format!("/v1/rooms/{id}"))];
+            Ok((StatusCode::CREATED, versioned(Version(room.version)), location, Json(room)).into_response())
         }
         Made::Exists(id) => Err(problem::ROOM_EXISTS
             .detail(format!("The name {:?} is that of room {id}.", new.name.unwrap_or_default()))
@@ -481,6 +581,32 @@ pub struct Page {
     after: Option<String>,
 }
 
+impl Page {
+    /// How many at most.
+    pub fn limit(&self) -> Result<usize, Problem> {
+        let limit = self.limit.unwrap_or(PAGE);
+        if (1..=MAX_PAGE).contains(&limit) {
+            return Ok(limit);
+        }
+        Err(problem::BAD_REQUEST.detail(format!("`limit` is {limit}; 1 to {MAX_PAGE} are allowed.")))
+    }
+
+    /// This page of what is sorted by `name`, and what `after` is to be for the next.
+    pub fn of<'a, K, V>(
+        &self,
+        limit: usize,
+        all: impl Iterator<Item = (&'a K, V)>,
+        name: impl Fn(&'a K) -> &'a str,
+    ) -> (Vec<(&'a K, V)>, Option<String>) {
+        let seen = |key: &'a K| self.after.as_deref().is_some_and(|after| name(key) <= after);
+        let mut part: Vec<_> = all.skip_while(|(key, _)| seen(key)).take(limit + 1).collect();
+        let more = part.len() > limit;
+        part.truncate(limit);
+        let next = part.last().filter(|_| more).map(|(key, _)| name(key).to_owned());
+        (part, next)
+    }
+}
+
 /// Rooms of a service.
 #[derive(Serialize, ToSchema)]
 pub struct Rooms {
@@ -497,21 +623,10 @@ pub async fn list(
     SecretKey(service): SecretKey,
     Params(page): Params<Page>,
 ) -> Result<Json<Rooms>, Problem> {
-    let limit = page.limit.unwrap_or(PAGE);
-    if !(1..=MAX_PAGE).contains(&limit) {
-        return Err(problem::BAD_REQUEST.detail(format!("`limit` is {limit}; 1 to {MAX_PAGE} are allowed.")));
-    }
+    let limit = page.limit()?;
     let directory = app.directory.read();
-    let mut rooms: Vec<Room> = directory
-        .rooms_of(&service)
-        .skip_while(|(id, _)| page.after.as_deref().is_some_and(|after| id.as_str() <= after))
-        .take(limit + 1)
-        .map(|(id, state)| describe(id, state))
-        .collect();
-    let more = rooms.len() > limit;
-    rooms.truncate(limit);
-    let next = rooms.last().filter(|_| more).map(|room| room.id.to_string());
-    Ok(Json(Rooms { rooms, next }))
+    let (rooms, next) = page.of(limit, directory.rooms_of(&service), |id| id.as_str());
+    Ok(Json(Rooms { rooms: rooms.into_iter().map(|(id, state)| describe(id, state)).collect(), next }))
 }
 
 /// From which version on a read is served.
@@ -524,8 +639,8 @@ pub struct MinVersion {
 }
 
 /// Reads a room.
-#[utoipa::path(get, path = "/v1/rooms/{room}", tag = "rooms", params(("room" = String, Path), MinVersion), security(("secret" = [])), responses(
-    (status = 200, body = Room), (status = 404, body = problem::ProblemDocument),
+#[utoipa::path(get, path = "/v1/rooms/{room}", tag = "rooms", params(("room" = String, Path), MinVersion, ("If-None-Match" = Option<String>, Header, description = "the `ETag` of what is known: 304 if it is current")), security(("secret" = [])), responses(
+    (status = 200, body = Room), (status = 304, description = "as it is known"), (status = 404, body = problem::ProblemDocument),
     (status = 412, description = "the room has no such version yet", body = problem::ProblemDocument),
 ))]
 pub async fn get(
@@ -533,20 +648,23 @@ pub async fn get(
     SecretKey(service): SecretKey,
     At(room): At<String>,
     Params(params): Params<MinVersion>,
+    known: Known,
 ) -> Result<Response, Problem> {
     let room = app.look_from(&service, &RoomRef::parse(&room)?, params.min_version, describe).await?;
-    Ok((version_header(Version(room.version)), Json(room)).into_response())
+    Ok(known.or(Version(room.version), Json(room)))
 }
 
 /// Deletes a room and puts out whoever is in it.
-#[utoipa::path(delete, path = "/v1/rooms/{room}", tag = "rooms", params(("room" = String, Path)), security(("secret" = [])), responses(
+#[utoipa::path(delete, path = "/v1/rooms/{room}", tag = "rooms", params(("room" = String, Path), ("If-Match" = Option<String>, Header, description = "only if it has this `ETag`")), security(("secret" = [])), responses(
     (status = 204, description = "deleted", headers(("Roomlog-Version" = u64, description = "version of the room"))),
+    (status = 412, description = "it has changed since", body = problem::ProblemDocument),
     (status = 404, body = problem::ProblemDocument), (status = 503, description = "the room's EC does not answer", body = problem::ProblemDocument),
 ))]
 pub async fn delete(
     State(app): State<AppState>,
     SecretKey(service): SecretKey,
     Because(cause): Because,
+    if_match: IfMatch,
     At(room): At<String>,
 ) -> Result<Response, Problem> {
     let (id, head, owner) = app
@@ -554,7 +672,8 @@ pub async fn delete(
             (id.clone(), state.head, state.owner.clone())
         })
         .await?;
-    let version = app.delete_room(&id, head, owner, cause).await?;
+    let if_version = if_match.check(head.map_or(Version(0), |head| head.version))?;
+    let version = app.delete_room(&id, head, owner, if_version, "deleted by the application", cause).await?;
     Ok((StatusCode::NO_CONTENT, version_header(version)).into_response())
 }
 

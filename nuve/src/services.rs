@@ -11,7 +11,9 @@ use axum::{
 use roomlog_bus::{
     commit::{Cause, StreamId},
     env::Env,
-    events::{Event, ServiceCreated, ServiceDeleted, ServiceKeyRotated},
+    events::{
+        Event, ServiceChanged, ServiceCreated, ServiceDeleted, ServiceKeyRotated, ServiceOldKeyRevoked,
+    },
     ids::{ServiceId, Version},
     journal::{AppendError, read_all},
     log::{Draft, Log},
@@ -23,16 +25,17 @@ use utoipa::ToSchema;
 use crate::{
     app::AppState,
     credentials::{self, KeyKind, SecretFileError, hash, new_key},
-    http::{AdminKey, At, Because, Body, version_header},
+    http::{AdminKey, At, Because, Body, Params, version_header},
+    idempotency::{self, IdempotencyKey},
     problem::{self, Problem},
-    rooms::check_name,
+    rooms::{Page, check_name},
 };
 
 /// The file in the data folder that keeps the demo service's keys.
 const DEMO_FILE: &str = "demo-service.json";
 
 /// What a service is to be.
-#[derive(Deserialize, ToSchema)]
+#[derive(Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct NewService {
     /// A name for people.
@@ -41,6 +44,54 @@ pub struct NewService {
     /// Whether its publishable key may make rooms, by asking for a token with `create`.
     #[serde(default)]
     publishable_creates_rooms: bool,
+    /// Origins such as `https://app.example` whose pages may use its keys; none: any.
+    #[serde(default)]
+    #[schema(value_type = Vec<Origin>, max_items = 32)]
+    origins: Vec<String>,
+}
+
+/// An origin (RFC 6454 §6.2).
+#[derive(ToSchema)]
+#[schema(example = "https://app.example", pattern = r"^https?://[A-Za-z0-9.:\[\]_-]{1,255}$")]
+#[allow(dead_code, reason = "describes what is a text in the code")]
+pub struct Origin(String);
+
+/// Origins that one service may name.
+const MAX_ORIGINS: usize = 32;
+
+/// What of a service is to change; what is left out stays.
+#[derive(Deserialize, ToSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct ServiceChange {
+    /// A name for people.
+    #[serde(default)]
+    #[schema(example = "my app", min_length = 1, max_length = 128, pattern = r"^[^\x00-\x1f\x7f-\x9f]*$")]
+    name: Option<String>,
+    /// Whether its publishable key may make rooms.
+    #[serde(default)]
+    publishable_creates_rooms: Option<bool>,
+    /// Origins whose pages may use its keys; an empty list: any.
+    #[serde(default)]
+    #[schema(value_type = Option<Vec<Origin>>, max_items = 32)]
+    origins: Option<Vec<String>>,
+}
+
+/// Checks origins (RFC 6454 §6.2): scheme, host and port, nothing more.
+fn check_origins(origins: &[String]) -> Result<(), Problem> {
+    if origins.len() > MAX_ORIGINS {
+        return Err(problem::INVALID_FIELD.detail(format!("`origins` has more than {MAX_ORIGINS} entries.")));
+    }
+    for origin in origins {
+        let host =
+            origin.strip_prefix("https://").or_else(|| origin.strip_prefix("http://")).unwrap_or_default();
+        let plain = host.bytes().all(|b| b.is_ascii_alphanumeric() || b".:[]_-".contains(&b));
+        if host.is_empty() || host.len() > 255 || !plain {
+            return Err(problem::INVALID_FIELD.detail(format!(
+                "`origins` has {origin:?}; one looks like https://app.example, with nothing behind it."
+            )));
+        }
+    }
+    Ok(())
 }
 
 /// A service.
@@ -54,10 +105,23 @@ pub struct Service {
     name: String,
     /// Whether its publishable key may make rooms.
     publishable_creates_rooms: bool,
+    /// Origins whose pages may use its keys; none: any.
+    origins: Vec<String>,
+    /// Replaced keys that still open.
+    old_keys: Vec<OldKeyDocument>,
     /// When it was made, Unix milliseconds.
     created: u64,
     /// Its rooms now.
     rooms: usize,
+}
+
+/// A replaced key that still opens.
+#[derive(Serialize, ToSchema)]
+pub struct OldKeyDocument {
+    /// `secret` or `publishable`.
+    which: String,
+    /// Until when, Unix milliseconds.
+    until: u64,
 }
 
 /// A service with its keys, which are shown only now.
@@ -82,6 +146,8 @@ pub struct ServiceWithKeys {
 pub struct Services {
     /// Sorted by id.
     services: Vec<Service>,
+    /// What `after` is to be for the next page; null on the last.
+    next: Option<String>,
 }
 
 fn no_service(id: &str) -> Problem {
@@ -89,16 +155,23 @@ fn no_service(id: &str) -> Problem {
 }
 
 /// Makes a service. Its keys are in the answer and nowhere else: the log has only their hashes.
-#[utoipa::path(post, path = "/v1/services", tag = "services", request_body = NewService, security(("admin" = [])), responses((status = 201, body = ServiceWithKeys)))]
+#[utoipa::path(post, path = "/v1/services", tag = "services", request_body = NewService,
+    params(("Idempotency-Key" = Option<String>, Header, description = "the same request with the same key is carried out once")), security(("admin" = [])), responses(
+    (status = 201, body = ServiceWithKeys),
+    (status = 409, description = "this request was carried out before; the service is in `serviceId`", body = problem::ProblemDocument),
+))]
 pub async fn create(
     State(app): State<AppState>,
     _: AdminKey,
     Because(cause): Because,
+    IdempotencyKey(key): IdempotencyKey,
     Body(new): Body<NewService>,
 ) -> Result<Response, Problem> {
     check_name("service", &new.name)?;
+    check_origins(&new.origins)?;
+    let once = key.map(|key| (service_id(&key), idempotency::Made::of(&key, &new)));
     let (id, secret_key, publishable_key) = app.env.draw(|rng| {
-        let id = ServiceId::random(rng);
+        let id = once.as_ref().map_or_else(|| ServiceId::random(rng), |(id, _)| id.clone());
         let secret = new_key(KeyKind::Secret, &id, rng);
         let publishable = new_key(KeyKind::Publishable, &id, rng);
         (id, secret, publishable)
@@ -109,8 +182,24 @@ pub async fn create(
         publishable_key_hash: hash(&publishable_key),
         publishable_creates_rooms: new.publishable_creates_rooms,
     };
-    let draft = Draft { cause, ..Draft::default() };
-    let commit = app.log.append(StreamId::from(&id), None, draft, &[event.into()]).await?;
+    let command = once.as_ref().map(|(_, made)| made.command()).unwrap_or_default();
+    let draft = Draft { cause, command, ..Draft::default() };
+    let mut events = vec![Event::from(event)];
+    if !new.origins.is_empty() {
+        let (name, publishable_creates_rooms) = (new.name.clone(), new.publishable_creates_rooms);
+        events.push(ServiceChanged { name, publishable_creates_rooms, origins: new.origins }.into());
+    }
+    let commit = match (app.log.append(StreamId::from(&id), None, draft, &events).await, once) {
+        (Err(AppendError::Conflict { .. }), Some((_, made))) => {
+            let first = app.journal.read(&StreamId::from(&id), Version(1), 1).await?;
+            let ours = first.first().map(|first| made.is_ours(first)).transpose()?;
+            tracing::debug!(?ours, "a service is made again");
+            return Err(problem::MADE_BEFORE
+                .detail(format!("It made service {id}."))
+                .with("serviceId", id.as_str()));
+        }
+        (appended, _) => appended?,
+    };
     app.settle(&commit.stream, commit.last_version()).await;
     let service = ServiceWithKeys {
         id,
@@ -128,20 +217,41 @@ fn describe(app: &AppState, id: &ServiceId, state: &ServiceState) -> Service {
         id: id.clone(),
         name: state.name.clone(),
         publishable_creates_rooms: state.publishable_creates_rooms,
+        origins: state.origins.clone(),
+        old_keys: state
+            .old_keys
+            .iter()
+            .filter(|old| old.until > app.env.now())
+            .map(|old| OldKeyDocument { which: old.which.clone(), until: old.until.as_millis() })
+            .collect(),
         created: state.created.as_millis(),
         rooms: app.directory.read().rooms_of(id).count(),
     }
 }
 
+/// The id of the service that is made under an idempotency key: letters and digits, as others are.
+fn service_id(key: &str) -> ServiceId {
+    ServiceId::new(&hash(&format!("service\0{key}"))[..32]).expect("hex digits")
+}
+
 /// Lists the services.
-#[utoipa::path(get, path = "/v1/services", tag = "services", security(("admin" = [])), responses((status = 200, body = Services)))]
-pub async fn list(State(app): State<AppState>, _: AdminKey) -> Json<Services> {
-    let states: Vec<_> = {
+#[utoipa::path(get, path = "/v1/services", tag = "services", params(Page), security(("admin" = [])), responses((status = 200, body = Services)))]
+pub async fn list(
+    State(app): State<AppState>,
+    _: AdminKey,
+    Params(page): Params<Page>,
+) -> Result<Json<Services>, Problem> {
+    let limit = page.limit()?;
+    let (states, next): (Vec<_>, _) = {
         let directory = app.directory.read();
         let alive = directory.services.iter().filter(|(_, state)| !state.deleted);
-        alive.map(|(id, state)| (id.clone(), state.clone())).collect()
+        let (part, next) = page.of(limit, alive, |id| id.as_str());
+        (part.into_iter().map(|(id, state)| (id.clone(), state.clone())).collect(), next)
     };
-    Json(Services { services: states.iter().map(|(id, state)| describe(&app, id, state)).collect() })
+    Ok(Json(Services {
+        services: states.iter().map(|(id, state)| describe(&app, id, state)).collect(),
+        next,
+    }))
 }
 
 /// Reads a service.
@@ -176,6 +286,34 @@ pub async fn delete(
     Ok((StatusCode::NO_CONTENT, version_header(commit.last_version())).into_response())
 }
 
+/// Changes a service.
+#[utoipa::path(patch, path = "/v1/services/{service}", tag = "services", request_body = ServiceChange, params(("service" = String, Path)), security(("admin" = [])), responses(
+    (status = 200, body = Service), (status = 404, body = problem::ProblemDocument),
+))]
+pub async fn change(
+    State(app): State<AppState>,
+    _: AdminKey,
+    Because(cause): Because,
+    At(id): At<String>,
+    Body(change): Body<ServiceChange>,
+) -> Result<Response, Problem> {
+    let (service, state) = alive(&app, &id).await?;
+    let event = ServiceChanged {
+        name: change.name.unwrap_or(state.name),
+        publishable_creates_rooms: change
+            .publishable_creates_rooms
+            .unwrap_or(state.publishable_creates_rooms),
+        origins: change.origins.unwrap_or(state.origins),
+    };
+    check_name("service", &event.name)?;
+    check_origins(&event.origins)?;
+    let draft = Draft { cause, ..Draft::default() };
+    let commit = app.log.append(StreamId::from(&service), state.head, draft, &[event.into()]).await?;
+    app.settle(&commit.stream, commit.last_version()).await;
+    let (service, state) = alive(&app, &id).await?;
+    Ok((version_header(commit.last_version()), Json(describe(&app, &service, &state))).into_response())
+}
+
 /// A service as the journal has it now, if it is not deleted.
 async fn alive(app: &AppState, id: &str) -> Result<(ServiceId, ServiceState), Problem> {
     let service = ServiceId::new(id).map_err(|_| no_service(id))?;
@@ -190,7 +328,7 @@ async fn alive(app: &AppState, id: &str) -> Result<(ServiceId, ServiceState), Pr
 }
 
 /// Which key is replaced.
-#[derive(Debug, Clone, Copy, Deserialize, ToSchema)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, ToSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum Which {
     /// The secret key.
@@ -201,9 +339,27 @@ pub enum Which {
 
 /// What is replaced.
 #[derive(Deserialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
 pub struct Rotation {
     /// Which key.
     which: Which,
+    /// The replaced key opens for so long yet, seconds, so that those who have it can be given the new one meanwhile. 0: it opens nothing
+    /// from now on. One that was replaced before ends at once in any case.
+    #[serde(default)]
+    #[schema(maximum = 2_592_000)]
+    old_valid_s: u32,
+}
+
+/// A replaced key opens for no longer than this, seconds: 30 days. What must outlive that has been forgotten somewhere.
+const MAX_OLD_VALID_S: u32 = 2_592_000;
+
+impl Which {
+    fn as_str(self) -> &'static str {
+        match self {
+            Self::Secret => "secret",
+            Self::Publishable => "publishable",
+        }
+    }
 }
 
 /// A new key, which is shown only now.
@@ -213,7 +369,7 @@ pub struct NewKey {
     key: String,
 }
 
-/// Replaces a key of a service: the old one opens nothing from then on.
+/// Replaces a key of a service. The old one opens nothing from then on, or for a stated time yet.
 #[utoipa::path(post, path = "/v1/services/{service}/keys", tag = "services", params(("service" = String, Path)), request_body = Rotation, security(("admin" = [])), responses(
     (status = 201, body = NewKey), (status = 404, body = problem::ProblemDocument),
 ))]
@@ -225,18 +381,45 @@ pub async fn rotate(
     Body(rotation): Body<Rotation>,
 ) -> Result<Response, Problem> {
     let (service, state) = alive(&app, &id).await?;
-    let (kind, which) = match rotation.which {
-        Which::Secret => (KeyKind::Secret, "secret"),
-        Which::Publishable => (KeyKind::Publishable, "publishable"),
+    if rotation.old_valid_s > MAX_OLD_VALID_S {
+        return Err(problem::INVALID_FIELD.detail(format!(
+            "`oldValidS` is {}; at most {MAX_OLD_VALID_S} is allowed.",
+            rotation.old_valid_s
+        )));
+    }
+    let kind = match rotation.which {
+        Which::Secret => KeyKind::Secret,
+        Which::Publishable => KeyKind::Publishable,
     };
+    let old_until = app.env.now().plus_millis(u64::from(rotation.old_valid_s) * 1_000);
+    let old_until = (rotation.old_valid_s > 0).then_some(old_until);
     let key = app.env.draw(|rng| new_key(kind, &service, rng));
     let draft = Draft { cause, ..Draft::default() };
-    let event = Event::from(ServiceKeyRotated { which: which.into(), hash: hash(&key) });
+    let which = rotation.which.as_str().into();
+    let event = Event::from(ServiceKeyRotated { which, hash: hash(&key), old_until });
     let commit = app.log.append(StreamId::from(&service), state.head, draft, &[event]).await?;
     app.settle(&commit.stream, commit.last_version()).await;
     let no_store = [(header::CACHE_CONTROL, "no-store")];
     Ok((StatusCode::CREATED, version_header(commit.last_version()), no_store, Json(NewKey { key }))
         .into_response())
+}
+
+/// Ends a replaced key before its time. The current one stays.
+#[utoipa::path(delete, path = "/v1/services/{service}/keys/{which}/old", operation_id = "revoke", tag = "services", params(("service" = String, Path), ("which" = Which, Path, description = "`secret` or `publishable`")), security(("admin" = [])), responses(
+    (status = 204, description = "it opens nothing"), (status = 404, body = problem::ProblemDocument),
+))]
+pub async fn revoke(
+    State(app): State<AppState>,
+    _: AdminKey,
+    Because(cause): Because,
+    At((id, which)): At<(String, Which)>,
+) -> Result<Response, Problem> {
+    let (service, state) = alive(&app, &id).await?;
+    let draft = Draft { cause, ..Draft::default() };
+    let event = Event::from(ServiceOldKeyRevoked { which: which.as_str().into() });
+    let commit = app.log.append(StreamId::from(&service), state.head, draft, &[event]).await?;
+    app.settle(&commit.stream, commit.last_version()).await;
+    Ok((StatusCode::NO_CONTENT, version_header(commit.last_version())).into_response())
 }
 
 // ---- the demo service ------------------------------------------------------------------------------------------------------

@@ -9,15 +9,17 @@ use axum::{
 use roomlog_bus::{
     bus::{Disconnected, Message, Subscription, respond},
     commit::{Cause, Payload, StreamKind},
-    events::EaPolicy,
+    events::{EaPolicy, RoomLimits},
     ids::{ClientId, RoomId, ServiceId, random_token},
+    ortc::MediaKind,
+    rights::Rights,
     rpc::{NuveAnswer, NuveRequest, RpcError, ask},
     subject::Subject,
     token::{Claims, ISSUER, TokenKeys},
 };
 use roomlog_projections::node::NodePhase;
 use serde::{Deserialize, Serialize};
-use serde_json::Value;
+use serde_json::{Map, Value};
 use tokio::sync::watch;
 use utoipa::ToSchema;
 
@@ -41,7 +43,7 @@ const PEER_TIMEOUT_MS: u64 = 1_000;
 const TOKEN_ID_CHARACTERS: usize = 22;
 
 /// What a client may do.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize, ToSchema)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum Role {
     /// Sends and receives.
@@ -51,8 +53,57 @@ pub enum Role {
     Viewer,
 }
 
+/// A kind of media.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum Kind {
+    /// Sound.
+    Audio,
+    /// Pictures.
+    Video,
+}
+
+/// What a user may do, one by one; what is left out is not allowed.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(default, deny_unknown_fields)]
+#[derive(Default)]
+pub struct RightsDocument {
+    /// Kinds of media it may send.
+    publish: Vec<Kind>,
+    /// Whether it is sent what others send.
+    subscribe: bool,
+    /// Whether it may send data.
+    data: bool,
+    /// Whether it may mute and put out others.
+    manage: bool,
+}
+
+impl From<RightsDocument> for Rights {
+    fn from(said: RightsDocument) -> Self {
+        let kind = |kind: &Kind| match kind {
+            Kind::Audio => MediaKind::Audio,
+            Kind::Video => MediaKind::Video,
+        };
+        // In one order and once each, so that the same rights are equal.
+        let all = [Kind::Audio, Kind::Video];
+        let publish = all.iter().filter(|kind| said.publish.contains(kind)).map(kind).collect();
+        Self { publish, subscribe: said.subscribe, data: said.data, manage: said.manage }
+    }
+}
+
+impl From<Rights> for RightsDocument {
+    fn from(rights: Rights) -> Self {
+        let kind = |kind: MediaKind| match kind {
+            MediaKind::Audio => Kind::Audio,
+            MediaKind::Video => Kind::Video,
+        };
+        let publish = rights.publish.into_iter().map(kind).collect();
+        Self { publish, subscribe: rights.subscribe, data: rights.data, manage: rights.manage }
+    }
+}
+
 impl Role {
-    fn as_str(self) -> &'static str {
+    pub(crate) fn as_str(self) -> &'static str {
         match self {
             Self::Presenter => "presenter",
             Self::Viewer => "viewer",
@@ -70,6 +121,9 @@ pub struct TokenRequest {
     /// What the user may do.
     #[serde(default)]
     role: Role,
+    /// What the user may do one by one, in place of what goes with the role. `manage` wants the secret key.
+    #[serde(default)]
+    rights: Option<RightsDocument>,
     /// Makes the room if there is none of that name; only with `name:<name>`.
     #[serde(default)]
     create: bool,
@@ -133,6 +187,10 @@ pub async fn create(
     Body(request): Body<TokenRequest>,
 ) -> Result<Response, Problem> {
     check_name("user", &request.user)?;
+    if caller.kind == KeyKind::Publishable && request.rights.as_ref().is_some_and(|rights| rights.manage) {
+        // Whoever opens the page would manage the room.
+        return Err(problem::WRONG_KEY.detail("The right `manage` is given with the secret key."));
+    }
     let room = RoomRef::parse(&room)?;
     let placed = app.room_for(&caller, &room, &request, cause).await?;
 
@@ -151,6 +209,7 @@ pub async fn create(
         room: placed.room.clone(),
         client: client.clone(),
         role: request.role.as_str().to_owned(),
+        rights: request.rights.map(Into::into),
         ec: placed.ec,
         ws: ws_url.clone(),
         iat,
@@ -192,12 +251,17 @@ impl App {
             if caller.kind == KeyKind::Publishable && !self.publishable_creates(&caller.service).await? {
                 return Err(problem::MAY_NOT_CREATE.detail(format!("Room {room} is not there.")));
             }
-            let wanted =
-                Wanted { name: Some(name.clone()), eapolicy: request.eapolicy, metadata: Value::Null };
+            let wanted = Wanted {
+                name: Some(name.clone()),
+                eapolicy: request.eapolicy,
+                metadata: Value::Object(Map::new()),
+                limits: RoomLimits::default(),
+                once: None,
+            };
             match self.make_room(&caller.service, wanted, true, cause.clone()).await? {
                 Made::New { placed: Some(placed), .. } => return Ok(placed),
                 // Somebody else made it meanwhile.
-                Made::New { id, .. } | Made::Exists(id) => {
+                Made::New { id, .. } | Made::Before(id) | Made::Exists(id) => {
                     found = self.look(&caller.service, &RoomRef::Id(id), brief).await?;
                 }
             }

@@ -7,8 +7,9 @@ use axum::{
     response::{IntoResponse, Response},
 };
 use roomlog_bus::{
-    ids::{ClientId, RoomId, Version},
-    rpc::{EcAnswer, EcRequest, RpcError},
+    ids::{ClientId, ProducerId, RoomId, Version},
+    ortc::MediaKind,
+    rpc::EcRequest,
 };
 use roomlog_projections::room::{Client, RoomState};
 use serde::Serialize;
@@ -16,11 +17,10 @@ use utoipa::ToSchema;
 
 use crate::{
     app::AppState,
-    ecs::Health,
     http::{At, Params, SecretKey, version_header},
-    placement::silent,
     problem::{self, Problem},
-    rooms::{MinVersion, RoomRef, ec_failed, no_room},
+    rooms::{MinVersion, Page, RoomRef},
+    tokens::{Kind, RightsDocument},
 };
 
 /// A user in a room.
@@ -37,6 +37,10 @@ pub struct User {
     display_name: Option<String>,
     /// What it may do.
     role: String,
+    /// What it may do one by one.
+    rights: RightsDocument,
+    /// What it sends.
+    producers: Vec<Sent>,
     /// Whether it has joined, so that others see it.
     joined: bool,
     /// Whether its socket is there; it may come back if not.
@@ -46,6 +50,21 @@ pub struct User {
     ea: Option<String>,
     /// When it was let in, Unix milliseconds.
     since: u64,
+}
+
+/// Something a user sends.
+#[derive(Serialize, ToSchema)]
+pub struct Sent {
+    /// The producer's id.
+    #[schema(value_type = String)]
+    id: ProducerId,
+    /// Audio or video.
+    #[schema(value_type = Kind)]
+    kind: MediaKind,
+    /// Whether nothing is passed on.
+    paused: bool,
+    /// Whether that is not for the user to change.
+    muted: bool,
 }
 
 /// Users of a room.
@@ -59,10 +78,22 @@ pub struct Users {
     version: u64,
     /// Sorted by id.
     users: Vec<User>,
+    /// What `after` is to be for the next page; null on the last.
+    next: Option<String>,
 }
 
-fn describe(id: &ClientId, client: &Client) -> User {
+pub(crate) fn describe(state: &RoomState, id: &ClientId, client: &Client) -> User {
+    let producers = state.producers.iter().filter(|(_, producer)| producer.client == *id);
     User {
+        rights: client.rights().into(),
+        producers: producers
+            .map(|(id, sent)| Sent {
+                id: id.clone(),
+                kind: sent.kind,
+                paused: sent.paused,
+                muted: sent.muted,
+            })
+            .collect(),
         id: id.clone(),
         user: client.user.clone(),
         display_name: client.joined.as_ref().map(|joined| joined.display_name.clone()),
@@ -74,12 +105,12 @@ fn describe(id: &ClientId, client: &Client) -> User {
     }
 }
 
-fn no_user(room: &RoomRef, user: &str) -> Problem {
+pub(crate) fn no_user(room: &RoomRef, user: &str) -> Problem {
     problem::NO_USER.detail(format!("User {user:?} is not in room {room}."))
 }
 
 /// Lists who is in a room.
-#[utoipa::path(get, path = "/v1/rooms/{room}/users", tag = "users", params(("room" = String, Path), MinVersion), security(("secret" = [])), responses(
+#[utoipa::path(get, path = "/v1/rooms/{room}/users", tag = "users", params(("room" = String, Path), MinVersion, Page), security(("secret" = [])), responses(
     (status = 200, body = Users), (status = 404, body = problem::ProblemDocument),
     (status = 412, description = "the room has no such version yet", body = problem::ProblemDocument),
 ))]
@@ -88,11 +119,13 @@ pub async fn list(
     SecretKey(service): SecretKey,
     At(room): At<String>,
     Params(params): Params<MinVersion>,
+    Params(page): Params<Page>,
 ) -> Result<Response, Problem> {
-    let all = |id: &RoomId, state: &RoomState| Users {
-        room_id: id.clone(),
-        version: state.version().0,
-        users: state.clients.iter().map(|(id, client)| describe(id, client)).collect(),
+    let limit = page.limit()?;
+    let all = |id: &RoomId, state: &RoomState| {
+        let (users, next) = page.of(limit, state.clients.iter(), |id| id.as_str());
+        let users = users.into_iter().map(|(id, client)| describe(state, id, client)).collect();
+        Users { room_id: id.clone(), version: state.version().0, users, next }
     };
     let users = app.look_from(&service, &RoomRef::parse(&room)?, params.min_version, all).await?;
     Ok((version_header(Version(users.version)), Json(users)).into_response())
@@ -113,7 +146,7 @@ pub async fn get(
     let room = RoomRef::parse(&room)?;
     let client = ClientId::new(&user).map_err(|_| no_user(&room, &user))?;
     let one = |_: &RoomId, state: &RoomState| {
-        let user = state.clients.get(&client).map(|found| describe(&client, found));
+        let user = state.clients.get(&client).map(|found| describe(state, &client, found));
         (state.version(), user)
     };
     let (version, found) = app.look_from(&service, &room, params.min_version, one).await?;
@@ -132,31 +165,13 @@ pub async fn delete(
     SecretKey(service): SecretKey,
     At((room, user)): At<(String, String)>,
 ) -> Result<Response, Problem> {
-    /// How often the owner is looked up again when it says that it is not the owner any more.
-    const ROUNDS: u32 = 3;
     let room = RoomRef::parse(&room)?;
     let client = ClientId::new(&user).map_err(|_| no_user(&room, &user))?;
-    let (id, mut owner) =
-        app.look_from(&service, &room, None, |id, state| (id.clone(), state.owner.clone())).await?;
-    for _ in 0..ROUNDS {
-        // A room that no EC ever had has nobody in it.
-        let owning = owner.ok_or_else(|| no_user(&room, &user))?;
-        if app.health_of(&owning) == Health::Lost {
-            return Err(silent(&id, &owning.ec));
-        }
-        let request =
-            EcRequest::RemoveClient { room: id.clone(), client: client.clone(), reason: "kicked".into() };
-        match app.ask_owner(&owning, &request).await {
-            Ok(EcAnswer::Version { version }) => {
-                return Ok((StatusCode::NO_CONTENT, version_header(version)).into_response());
-            }
-            Err(RpcError::NotFound { .. }) => return Err(no_user(&room, &user)),
-            Err(RpcError::NotOwner { .. }) => {
-                let state = app.room_in_journal(&id).await?.filter(|state| !state.deleted);
-                owner = state.ok_or_else(|| no_room(&id))?.owner;
-            }
-            other => return Err(ec_failed(&id, &owning, other)),
-        }
-    }
-    Err(problem::CONTENDED.detail(format!("Room {id} moves from EC to EC.")).retry_after(1))
+    let request = |room: &RoomId| EcRequest::RemoveClient {
+        room: room.clone(),
+        client: client.clone(),
+        reason: "kicked".into(),
+    };
+    let version = app.at_owner(&service, &room, || no_user(&room, &user), request).await?;
+    Ok((StatusCode::NO_CONTENT, version_header(version)).into_response())
 }

@@ -4,12 +4,13 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use roomlog_bus::{
     commit::{Commit, Head},
-    events::{EaPolicy, Event, EventError, Placement},
+    events::{EaPolicy, Event, EventError, Placement, RoomLimits},
     ids::{
         ClientId, ConsumerId, EaId, EcId, Epoch, Incarnation, MediaEpoch, ProducerId, ServiceId, TransportId,
         Version,
     },
     ortc::{ConsumerLayers, ConsumerType, MediaKind, RtpCapabilities, RtpParameters},
+    rights::Rights,
     time::Timestamp,
 };
 use serde::{Deserialize, Serialize};
@@ -58,6 +59,9 @@ pub struct RoomInfo {
     pub eapolicy: EaPolicy,
     /// The application's own.
     pub metadata: Value,
+    /// What bounds it.
+    #[serde(default)]
+    pub limits: RoomLimits,
     /// When.
     pub created: Timestamp,
 }
@@ -80,6 +84,9 @@ pub struct Client {
     pub user: String,
     /// Role, from the token.
     pub role: String,
+    /// What it may do one by one; none: what goes with the role.
+    #[serde(default)]
+    pub rights: Option<Rights>,
     /// Address as seen.
     pub addr: String,
     /// The token that admitted it.
@@ -98,6 +105,13 @@ pub struct Client {
     pub resume_until: Option<Timestamp>,
     /// Producers it cannot or would not consume.
     pub refused: BTreeSet<ProducerId>,
+}
+
+impl Client {
+    /// What it may do.
+    pub fn rights(&self) -> Rights {
+        self.rights.clone().unwrap_or_else(|| Rights::of_role(&self.role))
+    }
 }
 
 /// What a client said at `join`.
@@ -141,6 +155,9 @@ pub struct Producer {
     pub app_data: Value,
     /// Paused by its owner.
     pub paused: bool,
+    /// Paused by another than its owner, who may not resume it.
+    #[serde(default)]
+    pub muted: bool,
 }
 
 /// A consumer.
@@ -244,8 +261,15 @@ impl RoomState {
                     name: e.name,
                     eapolicy: e.eapolicy,
                     metadata: e.metadata,
+                    limits: RoomLimits::default(),
                     created: time,
                 });
+            }
+            Event::RoomChanged(e) => {
+                if let Some(info) = &mut self.info {
+                    info.metadata.clone_from(&e.metadata);
+                    info.limits = e.limits;
+                }
             }
             Event::RoomPlaced(e) => {
                 self.owner = Some(Owner { ec: e.ec, incarnation: e.incarnation, epoch: e.epoch });
@@ -298,6 +322,7 @@ impl RoomState {
                     Client {
                         user: e.user,
                         role: e.role,
+                        rights: None,
                         addr: e.addr,
                         token: e.token,
                         resume_key_hash: e.resume_key_hash,
@@ -309,6 +334,12 @@ impl RoomState {
                         refused: BTreeSet::new(),
                     },
                 );
+            }
+            Event::ClientRightsChanged(e) => {
+                if let Some(client) = self.clients.get_mut(&e.client) {
+                    client.role.clone_from(&e.role);
+                    client.rights = Some(e.rights.clone());
+                }
             }
             Event::ClientBound(e) => {
                 if let Some(client) = self.clients.get_mut(&e.client) {
@@ -390,9 +421,12 @@ impl RoomState {
                         consumer_type: e.consumer_type,
                         app_data: e.app_data,
                         paused: e.paused,
+                        muted: false,
                     },
                 );
             }
+            Event::ProducerMuted(e) => self.mute_producer(&e.producer, true),
+            Event::ProducerUnmuted(e) => self.mute_producer(&e.producer, false),
             Event::ProducerPaused(e) => self.pause_producer(&e.producer, true),
             Event::ProducerResumed(e) => self.pause_producer(&e.producer, false),
             Event::ProducerClosed(e) => self.remove_producer(&e.producer),
@@ -435,6 +469,8 @@ impl RoomState {
             }
             Event::ServiceCreated(_)
             | Event::ServiceKeyRotated(_)
+            | Event::ServiceOldKeyRevoked(_)
+            | Event::ServiceChanged(_)
             | Event::ServiceDeleted(_)
             | Event::NodeRegistered(_)
             | Event::NodeLost(_)
@@ -462,7 +498,8 @@ impl RoomState {
         }
         let mut missing = Vec::new();
         for (id, client) in &self.clients {
-            let receives = client.joined.as_ref().is_some_and(|j| j.rtp_capabilities.is_some());
+            let receives = client.joined.as_ref().is_some_and(|j| j.rtp_capabilities.is_some())
+                && client.rights().subscribe;
             if !receives || client.resume_until.is_some() {
                 continue;
             }
@@ -494,6 +531,12 @@ impl RoomState {
         self.transports.clear();
         self.producers.clear();
         self.consumers.clear();
+    }
+
+    fn mute_producer(&mut self, id: &ProducerId, muted: bool) {
+        if let Some(producer) = self.producers.get_mut(id) {
+            producer.muted = muted;
+        }
     }
 
     fn pause_producer(&mut self, id: &ProducerId, paused: bool) {

@@ -7,6 +7,7 @@ use roomlog_bus::{
     events::{Candidate, EaPolicy, Event, Placement},
     ids::{ClientId, EaId, ProducerId},
     ortc::MediaKind,
+    rights::Rights,
     time::Timestamp,
 };
 use serde_json::Value;
@@ -36,6 +37,9 @@ pub fn client_of(state: &RoomState, event: &Event) -> Option<ClientId> {
     let of_consumer = |id| state.consumers.get(id).map(|c| c.client.clone());
     match event {
         Event::ClientAdmitted(e) => Some(e.client.clone()),
+        Event::ClientRightsChanged(e) => Some(e.client.clone()),
+        Event::ProducerMuted(e) => of_producer(&e.producer),
+        Event::ProducerUnmuted(e) => of_producer(&e.producer),
         Event::ClientBound(e) => Some(e.client.clone()),
         Event::ClientAttached(e) => Some(e.client.clone()),
         Event::ClientJoined(e) => Some(e.client.clone()),
@@ -209,6 +213,18 @@ pub fn by(commit: &Commit, ids: &ShortIds) -> String {
     format!("{said}; {kind} {} start {}", ids.short(writer.node.id()), writer.incarnation)
 }
 
+fn whose(names: &Names<'_>, client: Option<&ClientId>) -> String {
+    client.map_or_else(|| "the application".to_owned(), |client| names.client(client))
+}
+
+fn rights(role: &str, rights: &Rights) -> String {
+    let mut may: Vec<String> = rights.publish.iter().map(|k| format!("send {}", kind(*k))).collect();
+    let others = [(rights.subscribe, "receive"), (rights.data, "send data"), (rights.manage, "manage")];
+    may.extend(others.into_iter().filter(|(has, _)| *has).map(|(_, what)| what.to_owned()));
+    let may = if may.is_empty() { "do nothing".to_owned() } else { may.join(", ") };
+    format!("{may} (as {role})")
+}
+
 /// Every EC considered when NUVE gave the room one, from the facts it kept.
 fn ec_candidates(commit: &Commit, chosen: &str, names: &Names<'_>) -> Vec<String> {
     let facts = commit.facts.to_json();
@@ -246,6 +262,17 @@ pub fn room(ids: &ShortIds, state: &RoomState, scene: &mut Scene, commit: &Commi
             };
             let ec = n.id(e.ec.as_str());
             format!("given to EC {ec} start {}, epoch {} ({}{from})", e.incarnation, e.epoch, e.reason)
+        }
+        Event::RoomChanged(e) => {
+            let clients =
+                e.limits.max_clients.map(|most| format!(", at most {}", counted(most.into(), "client")));
+            let idle = e.limits.idle_close_s.map(|s| format!(", deleted after {s} s without anybody"));
+            format!(
+                "room changed: metadata {}{}{}",
+                e.metadata,
+                clients.unwrap_or_default(),
+                idle.unwrap_or_default()
+            )
         }
         Event::RoomOpened(_) => {
             scene.opened = Some(commit.time);
@@ -285,6 +312,9 @@ pub fn room(ids: &ShortIds, state: &RoomState, scene: &mut Scene, commit: &Commi
         Event::ClientAdmitted(e) => {
             let client = n.id(e.client.as_str());
             format!("{} ({client}) let in as {} from {}", e.user, e.role, e.addr)
+        }
+        Event::ClientRightsChanged(e) => {
+            format!("{} may now {}", n.client(&e.client), rights(&e.role, &e.rights))
         }
         Event::ClientBound(e) => {
             details = n.candidates(&e.candidates, Some(&e.ea));
@@ -332,6 +362,24 @@ pub fn room(ids: &ShortIds, state: &RoomState, scene: &mut Scene, commit: &Commi
             let paused = if e.paused { ", paused" } else { "" };
             let producer = n.id(e.producer.as_str());
             format!("{} sends {}: producer {producer}{paused}", n.client(&e.client), kind(e.kind))
+        }
+        Event::ProducerMuted(e) => {
+            let owner = state.producers.get(&e.producer).map(|p| &p.client);
+            format!(
+                "{} of {} is muted by {}",
+                n.producer(&e.producer),
+                n.owner(owner),
+                whose(&n, e.by.as_ref())
+            )
+        }
+        Event::ProducerUnmuted(e) => {
+            let owner = state.producers.get(&e.producer).map(|p| &p.client);
+            format!(
+                "{} of {} may speak again, by {}",
+                n.producer(&e.producer),
+                n.owner(owner),
+                whose(&n, e.by.as_ref())
+            )
         }
         Event::ProducerPaused(e) => {
             let owner = state.producers.get(&e.producer).map(|p| &p.client);

@@ -267,6 +267,9 @@ impl RoomCheck {
                     format!("client {} let in by token {}, which had let in {before}", e.client, e.token)
                 });
             }
+            Event::ClientRightsChanged(e) => {
+                self.client(kind, &e.client, report);
+            }
             Event::ClientBound(e) => {
                 let _ = self.client(kind, &e.client, report)
                     && report.must(state.placements.contains_key(&e.ea), "placement", || {
@@ -324,6 +327,8 @@ impl RoomCheck {
                     });
                 self.fresh("producer", e.producer.as_str(), report);
             }
+            Event::ProducerMuted(e) => self.producer(kind, &e.producer, report),
+            Event::ProducerUnmuted(e) => self.producer(kind, &e.producer, report),
             Event::ProducerPaused(e) => self.producer(kind, &e.producer, report),
             Event::ProducerResumed(e) => self.producer(kind, &e.producer, report),
             Event::ProducerClosed(e) => self.producer(kind, &e.producer, report),
@@ -348,9 +353,11 @@ impl RoomCheck {
                     self.producer(kind, &e.producer, report);
                 }
             }
-            Event::Unknown(_) => {}
+            Event::RoomChanged(_) | Event::Unknown(_) => {}
             Event::ServiceCreated(_)
             | Event::ServiceKeyRotated(_)
+            | Event::ServiceOldKeyRevoked(_)
+            | Event::ServiceChanged(_)
             | Event::ServiceDeleted(_)
             | Event::NodeRegistered(_)
             | Event::NodeLost(_)

@@ -27,7 +27,10 @@ impl ServiceCheck {
                     report.must(!self.made, "service", || "made a second time".into());
                     self.made = true;
                 }
-                Event::ServiceKeyRotated(_) | Event::ServiceDeleted(_) => {
+                Event::ServiceKeyRotated(_)
+                | Event::ServiceOldKeyRevoked(_)
+                | Event::ServiceChanged(_)
+                | Event::ServiceDeleted(_) => {
                     report.must(self.made && !self.deleted, "service", || {
                         format!("{kind} of a service that is not there")
                     });

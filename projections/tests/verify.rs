@@ -366,7 +366,7 @@ const PLANTED: &[(&str, &str, Severity, Plant)] = &[
 ];
 
 fn key_rotated() -> Event {
-    ServiceKeyRotated { which: "secret".into(), hash: "3".into() }.into()
+    ServiceKeyRotated { which: "secret".into(), hash: "3".into(), old_until: None }.into()
 }
 
 /// The log goes on, elsewhere.

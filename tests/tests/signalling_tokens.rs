@@ -222,7 +222,7 @@ async fn a_token_opens_its_own_room_and_no_other() -> anyhow::Result<()> {
 
     // The token of a room that was deleted meanwhile.
     let lost = cell.token("lost", "Carl").await?;
-    let request = EcRequest::DeleteRoom { room: room_of(&lost), reason: "test".into() };
+    let request = EcRequest::DeleteRoom { room: room_of(&lost), reason: "test".into(), if_version: None };
     let subject = Subject::rpc(&StreamId::from(&EcId::new("ec-1")?));
     ask::<_, EcAnswer>(cell.bus.as_ref(), subject, &request, RPC_TIMEOUT).await?;
     assert_eq!(shown(&cell, text(&lost, "token")).await?, (1000, 4000, "no such room".into()));

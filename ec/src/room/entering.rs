@@ -39,6 +39,7 @@ impl Room {
             client: client.clone(),
             user: claims.sub,
             role: claims.role,
+            rights: claims.rights,
             addr: socket.addr.clone(),
             token: claims.jti,
             token_expires: roomlog_bus::time::Timestamp(claims.exp.saturating_mul(1_000_000)),

@@ -101,10 +101,8 @@ pub enum RoomMessage {
     Frame { client: ClientId, socket: u64, frame: protoo::Incoming },
     /// A socket is gone.
     SocketEnded { client: ClientId, socket: u64, ended: Ended },
-    /// Put a client out.
-    Remove { client: ClientId, reason: String, reply: oneshot::Sender<Result<Version, Refusal>> },
-    /// Delete the room.
-    Delete { reason: String, reply: oneshot::Sender<Result<Version, Refusal>> },
+    /// The application wants something done.
+    Apply { command: Box<Command>, reply: oneshot::Sender<Result<Version, Refusal>> },
     /// Show the fold.
     State { reply: oneshot::Sender<(Version, Value)> },
     /// A worker found something out.
@@ -458,17 +456,15 @@ impl Room {
                 };
                 self.commit_or_retry(command, "socket").await;
             }
-            RoomMessage::Remove { client, reason, reply } => {
-                let removed = if self.state.clients.contains_key(&client) {
-                    self.commit(Command::Leave { client, reason }, self.facts(), Cause::of("http")).await
-                } else {
-                    Err(Refusal::NoClient(client))
+            RoomMessage::Apply { command, reply } => {
+                let applied = match &*command {
+                    // To a client that leaves by itself it makes no difference whether it has gone already; here somebody asks.
+                    Command::Leave { client, .. } if !self.state.clients.contains_key(client) => {
+                        Err(Refusal::NoClient(client.clone()))
+                    }
+                    _ => self.commit(*command, self.facts(), Cause::of("http")).await,
                 };
-                let _ = reply.send(removed.map(|()| self.state.version()));
-            }
-            RoomMessage::Delete { reason, reply } => {
-                let deleted = self.commit(Command::Delete { reason }, self.facts(), Cause::of("http")).await;
-                let _ = reply.send(deleted.map(|()| self.state.version()));
+                let _ = reply.send(applied.map(|()| self.state.version()));
             }
             RoomMessage::State { reply } => {
                 let _ = reply.send((self.state.version(), self.state.to_json()));

@@ -14,7 +14,10 @@ use roomlog_bus::{
     bus::{Bus, Headers, Message, respond},
     commit::{Commit, Payload, StreamId, Writer},
     env::Env,
-    events::{ClientAdmitted, ClientJoined, ClientLeft, Event, NodeRegistered, RoomDeleted, RoomOpened},
+    events::{
+        ClientAdmitted, ClientJoined, ClientLeft, ClientRightsChanged, Event, NodeRegistered, ProducerMuted,
+        ProducerUnmuted, RoomChanged, RoomDeleted, RoomOpened,
+    },
     ids::{ClientId, EcId, Epoch, Incarnation, NuveId, RoomId, Version},
     journal::{Before, Cursor, Follow, Followed, Journal, ReadError, read_all},
     log::{Draft, Log},
@@ -205,6 +208,10 @@ impl Front {
         self.ask("POST", path).body(body.to_string())
     }
 
+    pub fn patch(&self, path: &str, body: Value) -> Ask {
+        self.ask("PATCH", path).body(body.to_string())
+    }
+
     pub fn delete(&self, path: &str) -> Ask {
         self.ask("DELETE", path)
     }
@@ -366,6 +373,9 @@ async fn serve(log: &Log, ec: &EcId, request: EcRequest) -> Result<EcAnswer, Rpc
     let room = match &request {
         EcRequest::RemoveClient { room, .. }
         | EcRequest::DeleteRoom { room, .. }
+        | EcRequest::ChangeRoom { room, .. }
+        | EcRequest::ChangeRights { room, .. }
+        | EcRequest::Mute { room, .. }
         | EcRequest::RoomState { room } => room.clone(),
         EcRequest::Notification { .. } => return Err(RpcError::Malformed { reason: "test".into() }),
     };
@@ -376,7 +386,31 @@ async fn serve(log: &Log, ec: &EcId, request: EcRequest) -> Result<EcAnswer, Rpc
     if state.owner.as_ref().is_none_or(|owner| owner.ec != *ec) {
         return Err(RpcError::NotOwner { room });
     }
+    if let EcRequest::DeleteRoom { if_version: Some(wanted), .. }
+    | EcRequest::ChangeRoom { if_version: Some(wanted), .. } = &request
+        && *wanted != state.version()
+    {
+        return Err(RpcError::Version { version: state.version() });
+    }
     let event: Event = match request {
+        EcRequest::ChangeRoom { metadata, limits, .. } => RoomChanged { metadata, limits }.into(),
+        EcRequest::ChangeRights { client, role, rights, .. } => {
+            if !state.clients.contains_key(&client) {
+                return Err(RpcError::NotFound { what: format!("client {client}") });
+            }
+            ClientRightsChanged { client, role, rights }.into()
+        }
+        EcRequest::Mute { client, producer, muted, .. } => {
+            if state.producers.get(&producer).is_none_or(|p| p.client != client) {
+                return Err(RpcError::NotFound { what: format!("producer {producer}") });
+            }
+            let by = None;
+            if muted {
+                ProducerMuted { producer, by }.into()
+            } else {
+                ProducerUnmuted { producer, by }.into()
+            }
+        }
         EcRequest::RemoveClient { client, reason, .. } => {
             if !state.clients.contains_key(&client) {
                 return Err(RpcError::NotFound { what: format!("client {client}") });

@@ -337,6 +337,7 @@ fn tokens() -> Vec<Vec<u8>> {
         room: RoomId::new("r").expect("an id"),
         client: ClientId::new("c").expect("an id"),
         role: "presenter".into(),
+        rights: None,
         ec: EcId::new("e").expect("an id"),
         ws: "wss://ec.example/signal".into(),
         iat: token::NOW - 5,
@@ -415,6 +416,13 @@ fn logs() -> Vec<Vec<u8>> {
         ("ConsumerPaused", json!({ "consumer": "c" })),
         ("ConsumerResumed", json!({ "consumer": "c" })),
         ("ProducerPaused", json!({ "producer": "p" })),
+        ("ProducerMuted", json!({ "producer": "p" })),
+        ("ProducerUnmuted", json!({ "producer": "p", "by": "a" })),
+        ("RoomChanged", json!({ "metadata": { "a": 1 }, "limits": { "maxClients": 9 } })),
+        (
+            "ClientRightsChanged",
+            json!({ "client": "a", "role": "presenter", "rights": { "publish": ["audio", "video"], "subscribe": true, "data": true, "manage": true } }),
+        ),
         ("ProducerResumed", json!({ "producer": "p" })),
         ("DisplayNameChanged", json!({ "client": "a", "display_name": "Anna", "old_display_name": "A" })),
     ] {
@@ -463,7 +471,13 @@ fn logs() -> Vec<Vec<u8>> {
             "LimitShared",
             json!({ "epoch": 1, "holder": "nuve.n", "incarnation": 1, "limit": 1_000_000, "floors": { "nuve.n": 1_000_000 } }),
         ),
-        ("service.s", "ServiceKeyRotated", json!({ "which": "secret", "hash": "c" })),
+        ("service.s", "ServiceKeyRotated", json!({ "which": "secret", "hash": "c", "old_until": 1_800_000_090_000_000_u64 })),
+        ("service.s", "ServiceOldKeyRevoked", json!({ "which": "secret" })),
+        (
+            "service.s",
+            "ServiceChanged",
+            json!({ "name": "s", "publishable_creates_rooms": false, "origins": ["https://app.example"] }),
+        ),
         ("service.s", "ServiceDeleted", json!({})),
     ] {
         text += &format!("{stream} {kind} {data}\n");

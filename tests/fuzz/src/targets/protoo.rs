@@ -113,6 +113,7 @@ impl World {
                 }],
             });
             let admit = Command::Admit {
+                rights: None,
                 client: id(ClientId::new(client)),
                 user: client.to_uppercase(),
                 role: "presenter".into(),

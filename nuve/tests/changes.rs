@@ -1,0 +1,145 @@
+//! What the application changes: rooms and their users, under conditions, and once however often it is asked for.
+
+#![allow(clippy::unwrap_used, reason = "helpers of tests are tests")]
+
+mod support;
+
+use std::time::Duration;
+
+use roomlog_bus::events::Event;
+use serde_json::json;
+use support::{ADMIN, Cell, FakeEc};
+
+#[tokio::test]
+async fn a_room_is_changed_by_its_owner_and_only_at_the_version_that_was_seen() {
+    let cell = Cell::new();
+    let front = cell.nuve(Cell::settings("n1")).await;
+    let keys = front.service().await;
+    let limits = json!({"maxClients": 3});
+    let made = front.post("/v1/rooms", json!({"name": "r", "limits": limits})).key(&keys.secret).send().await;
+    let made = made.is(201);
+    let path = format!("/v1/rooms/{}", made.at("id"));
+    assert_eq!(made.json()["limits"], limits);
+    let tag = made.headers["etag"].to_str().unwrap().to_owned();
+    front.get(&path).key(&keys.secret).header("if-none-match", &tag).send().await.is(304);
+
+    // It has no EC, and there is none to give it one.
+    let change = json!({"metadata": {"a": 1}});
+    front.patch(&path, change.clone()).key(&keys.secret).send().await.is(503).problem("no-ec");
+    let _ec = FakeEc::start(&cell, "e1").await;
+    let ask = |tag: &str, change: &serde_json::Value| {
+        front.patch(&path, change.clone()).key(&keys.secret).header("if-match", tag).send()
+    };
+    let changed = ask(&tag, &change).await.is(200);
+    assert_eq!((&changed.json()["metadata"], &changed.json()["limits"]), (&json!({"a": 1}), &limits));
+    assert!(changed.version() > made.version());
+    let stale = ask(&tag, &json!({"metadata": {"a": 2}})).await.is(412).problem("changed");
+    assert_eq!(stale.json()["version"], changed.version());
+    let newer = changed.headers["etag"].to_str().unwrap();
+    let again = ask(newer, &json!({"limits": {"idleCloseS": 60}})).await.is(200);
+    assert_eq!(again.json()["limits"], json!({"idleCloseS": 60}));
+    assert_eq!(again.json()["metadata"], json!({"a": 1}), "what is left out stays");
+    front.get(&path).key(&keys.secret).header("if-none-match", &tag).send().await.is(200);
+
+    for bad in
+        [json!({"limits": {"maxClients": 0}}), json!({"limits": {"idleCloseS": 9}}), json!({"name": "x"})]
+    {
+        front.patch(&path, bad).key(&keys.secret).send().await.is(422).problem("invalid-field");
+    }
+    let gone = front.delete(&path).key(&keys.secret);
+    gone.header("if-match", &tag).send().await.is(412).problem("changed");
+    let newest = again.headers["etag"].to_str().unwrap();
+    front.delete(&path).key(&keys.secret).header("if-match", newest).send().await.is(204);
+}
+
+#[tokio::test]
+async fn what_is_asked_for_again_under_its_key_is_done_once_at_whichever_nuve() {
+    let cell = Cell::new();
+    let (a, b) = (
+        cell.nuve(Cell::settings("n1")).await,
+        // Has not heard what the other did.
+        cell.lagging_nuve(Cell::settings("n2"), Duration::from_millis(1_500)).await,
+    );
+    let keys = a.service().await;
+    for body in [json!({"metadata": {"a": 1}}), json!({"name": "standup"})] {
+        let key = body.to_string();
+        let make = |front: &support::Front, body: &serde_json::Value| {
+            front.post("/v1/rooms", body.clone()).key(&keys.secret).header("idempotency-key", &key).send()
+        };
+        let first = make(&a, &body).await.is(201);
+        for front in [&a, &b] {
+            assert_eq!(make(front, &body).await.is(201).at("id"), first.at("id"));
+        }
+        let mut other = body.clone();
+        other["metadata"] = json!({"a": 2});
+        make(&b, &other).await.is(422).problem("idempotency-key-reused");
+        assert_eq!(cell.commits(&first.at("id")).await.len(), 1);
+    }
+    // Without the key, or under another, a name that is taken is taken.
+    let again = a.post("/v1/rooms", json!({"name": "standup"})).key(&keys.secret);
+    again.header("idempotency-key", "another").send().await.is(409).problem("room-exists");
+    let list = a.get("/v1/rooms").key(&keys.secret).send().await.is(200).json();
+    assert_eq!(list["rooms"].as_array().unwrap().len(), 2);
+
+    // A service's keys are shown once, whatever is lost.
+    let make = |front: &support::Front| {
+        front.post("/v1/services", json!({"name": "s"})).key(ADMIN).header("idempotency-key", "s-1").send()
+    };
+    let made = make(&a).await.is(201);
+    for front in [&a, &b] {
+        let again = make(front).await.is(409).problem("made-before");
+        assert_eq!(again.at("serviceId"), made.at("id"));
+        assert!(!again.text.contains("sk_"), "{}", again.text);
+    }
+}
+
+#[tokio::test]
+async fn a_room_that_nobody_comes_to_is_deleted_when_it_says_so() {
+    let cell = Cell::new();
+    let front = cell.nuve(Cell::settings("n1")).await;
+    let keys = front.service().await;
+    let make = |limits: serde_json::Value| {
+        front.post("/v1/rooms", json!({"limits": limits})).key(&keys.secret).send()
+    };
+    let idle = make(json!({"idleCloseS": 10})).await.is(201).at("id");
+    let kept = make(json!({})).await.is(201).at("id");
+    let deleted = async {
+        while !matches!(cell.events(&idle).await.last(), Some(Event::RoomDeleted(_))) {
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(60), deleted).await.expect("it is deleted after 10 to 20 s");
+    let lasted = cell.commits(&idle).await[1].time.millis_since(cell.commits(&idle).await[0].time);
+    assert!(lasted >= 10_000, "deleted after {lasted} ms");
+    assert_eq!(cell.commits(&kept).await.len(), 1);
+}
+
+#[tokio::test]
+async fn rights_are_given_with_the_token_and_changed_at_the_owner() {
+    let cell = Cell::new();
+    let front = cell.nuve(Cell::settings("n1")).await;
+    let ec = FakeEc::start(&cell, "e1").await;
+    let keys = front.service().await;
+    let room = front.token(&keys.secret, "r", "Ann").await.is(201).at("roomId");
+    ec.join(&room, "c1").await;
+    let path = format!("/v1/rooms/{room}/users/c1");
+    let user = front.get(&path).key(&keys.secret).send().await.is(200).json();
+    let presenter = json!({"publish": ["audio", "video"], "subscribe": true, "data": true, "manage": false});
+    assert_eq!((&user["role"], &user["rights"]), (&json!("presenter"), &presenter));
+
+    let change = async |body| front.patch(&path, body).key(&keys.secret).send().await.is(200).json();
+    let viewer = change(json!({"role": "viewer"})).await;
+    assert_eq!(viewer["rights"]["publish"], json!([]));
+    let speaker = change(json!({"rights": {"publish": ["audio"], "subscribe": true}})).await;
+    assert_eq!((&speaker["role"], &speaker["rights"]["publish"]), (&json!("viewer"), &json!(["audio"])));
+    let ask = front.patch(&format!("/v1/rooms/{room}/users/c2"), json!({"role": "viewer"}));
+    ask.key(&keys.secret).send().await.is(404).problem("no-such-user");
+    let ask = front.patch(&format!("{path}/producers/p1"), json!({"muted": true}));
+    ask.key(&keys.secret).send().await.is(404).problem("no-such-producer");
+
+    // Whoever opens the page must not become the one who manages the room.
+    let body = json!({"user": "Eve", "rights": {"manage": true}});
+    let tokens = format!("/v1/rooms/{room}/tokens");
+    front.post(&tokens, body.clone()).key(&keys.publishable).send().await.is(403).problem("wrong-key");
+    front.post(&tokens, body).key(&keys.secret).send().await.is(201);
+}
