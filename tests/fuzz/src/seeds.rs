@@ -471,7 +471,11 @@ fn logs() -> Vec<Vec<u8>> {
             "LimitShared",
             json!({ "epoch": 1, "holder": "nuve.n", "incarnation": 1, "limit": 1_000_000, "floors": { "nuve.n": 1_000_000 } }),
         ),
-        ("service.s", "ServiceKeyRotated", json!({ "which": "secret", "hash": "c", "old_until": 1_800_000_090_000_000_u64 })),
+        (
+            "service.s",
+            "ServiceKeyRotated",
+            json!({ "which": "secret", "hash": "c", "old_until": 1_800_000_090_000_000_u64 }),
+        ),
         ("service.s", "ServiceOldKeyRevoked", json!({ "which": "secret" })),
         (
             "service.s",
