@@ -30,6 +30,10 @@ const TURN: u64 = 400_000;
 const READ_EVERY: u64 = 500_000;
 /// What was read is believed for so long before an append, microseconds. An append that comes too late is refused by the log.
 const READ_FRESH: u64 = 1_500_000;
+/// A log that has less than it had is not believed for so long, microseconds. It may have been put back to an older copy: the journal notices
+/// that in 12 s and takes no appends then, but an append before it does would hide the loss. 60 s: five times as long; what is still so
+/// then is what a repair has left.
+const LOST_UNTIL: u64 = 60_000_000;
 /// Counted together when a demand is measured, at least, microseconds: some ten requests at a hundredth of the limit's default.
 const WINDOW: u64 = 20_000;
 
@@ -79,6 +83,8 @@ pub struct Party {
     record: Option<(LimitShared, Head)>,
     /// When that was asked.
     read_at: Option<u64>,
+    /// Since when the log has had less than that.
+    lost_since: Option<u64>,
     /// Since when nothing was granted.
     silent_since: u64,
     holder: Option<Holder>,
@@ -97,6 +103,7 @@ impl Party {
             waiting: 0,
             record: None,
             read_at: None,
+            lost_since: None,
             silent_since: now,
             holder: None,
         }
@@ -208,6 +215,14 @@ impl Party {
 
     /// The log was asked at `asked` and has this.
     pub fn learned(&mut self, asked: u64, record: Option<(LimitShared, Head)>) {
+        let version = |record: &Option<(LimitShared, Head)>| record.as_ref().map(|(_, head)| head.version);
+        if version(&record) < version(&self.record) {
+            let since = *self.lost_since.get_or_insert(asked);
+            if asked < since + LOST_UNTIL {
+                return;
+            }
+        }
+        self.lost_since = None;
         self.read_at = Some(asked);
         let still_held = self.holder.as_ref().is_some_and(|holder| {
             record.as_ref().is_some_and(|(record, _)| {
@@ -265,5 +280,33 @@ impl Party {
         // Floors of a holder with a larger limit are lowered one by one.
         let limit = self.limit.max(floors.values().sum());
         LimitShared { epoch, holder, incarnation, limit, floors }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use roomlog_bus::{commit::CommitId, ids::Version};
+
+    use super::*;
+
+    #[test]
+    fn a_log_that_has_less_than_it_had_is_not_written_to_until_it_must_be_what_is_left() {
+        const SECOND: u64 = 1_000_000;
+        let own: StreamId = "nuve.a".parse().unwrap();
+        let mut party = Party::new(0, own.clone(), Incarnation(1), 1_000_000);
+        let record = |version: u64, epoch: u64| {
+            let floors = BTreeMap::from([(own.clone(), 1_000_000)]);
+            let (holder, incarnation) = ("nuve.b".parse().unwrap(), Incarnation(1));
+            let shared = LimitShared { epoch, holder, incarnation, limit: 1_000_000, floors };
+            Some((shared, Head { version: Version(version), id: CommitId::from_bytes([version as u8; 16]) }))
+        };
+        party.learned(SECOND, record(7, 7));
+        for (now, left) in [(10 * SECOND, record(6, 6)), (69 * SECOND, None)] {
+            party.learned(now, left);
+            assert_eq!(party.wants_append(now), None, "after {now}");
+        }
+        party.learned(70 * SECOND, None);
+        let (shared, head) = party.wants_append(70 * SECOND).expect("somebody must hold the limit");
+        assert_eq!((shared.epoch, head), (1, None), "it begins anew");
     }
 }
