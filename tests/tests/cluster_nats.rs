@@ -63,7 +63,7 @@ async fn write(peer: Arc<NativePeer>, stop: Arc<AtomicBool>, written: Arc<Mutex<
 async fn leader_of(cluster: &Cluster, partition: u16) -> anyhow::Result<usize> {
     let options = async_nats::ConnectOptions::new().request_timeout(Some(Duration::from_secs(1)));
     let servers: Vec<String> = cluster.nats.iter().map(|server| server.url()).collect();
-    let client = options.connect(servers.join(",")).await?;
+    let client = options.connect(servers).await?;
     let asked = client.request(format!("$JS.API.STREAM.INFO.ROOMLOG_{partition}"), "".into()).await?;
     let info: Value = serde_json::from_slice(&asked.payload)?;
     let name = info["cluster"]["leader"].as_str().context("a leader")?;
