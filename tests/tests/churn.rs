@@ -236,8 +236,12 @@ async fn churn_leaves_nothing_behind() -> anyhow::Result<()> {
         println!("{count:>6} × {line}");
     }
     // All verdicts: an hour is long.
-    let verdicts =
-        [unexplained(&said, &world.tally), flat(&looks), enough(&world.tally, seconds), verified(data.path())];
+    let verdicts = [
+        unexplained(&said, &world.tally),
+        flat(&looks),
+        enough(&world.tally, seconds),
+        verified(data.path()),
+    ];
     let against: Vec<String> =
         verdicts.into_iter().filter_map(Result::err).map(|error| format!("{error:#}")).collect();
     ensure!(against.is_empty(), "{}", against.join("\n"));
