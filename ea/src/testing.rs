@@ -404,7 +404,8 @@ impl FakeWorker {
                     },
                 };
                 let answer = match command {
-                    None if taken_over => return,
+                    // Let go, unless it was told to die before.
+                    None if taken_over && killed.try_recv().is_err() => return,
                     None | Some(ToWorker::Shutdown) => break "exit status: 0",
                     Some(_) if worker.hung.load(Ordering::SeqCst) => continue,
                     Some(ToWorker::Ping { id }) => FromWorker::Pong { id, load: WorkerLoad::default() },

@@ -8,6 +8,7 @@ use std::{
 
 use axum::{
     Json,
+    body::Bytes,
     extract::{
         ConnectInfo, FromRequest, FromRequestParts, MatchedPath, Path, Query, Request, State,
         rejection::{BytesRejection, FailedToBufferBody, JsonRejection},
@@ -22,6 +23,7 @@ use roomlog_bus::{
 };
 use roomlog_projections::service::ServiceState;
 use serde::de::DeserializeOwned;
+use serde_json::Value;
 
 use crate::{
     app::{App, AppState},
@@ -264,28 +266,63 @@ impl FromRequestParts<AppState> for SentTo {
 
 // ---- bodies, queries and paths that read -----------------------------------------------------------------------------------
 
-/// A JSON body.
+/// A JSON body: an object. Where a whole number is meant, `60.0` is one, as JSON Schema has it.
 pub struct Body<T>(pub T);
 
 impl<T: DeserializeOwned> FromRequest<AppState> for Body<T> {
     type Rejection = Problem;
     async fn from_request(request: Request, app: &AppState) -> Result<Self, Problem> {
-        match Json::<T>::from_request(request, app).await {
-            Ok(Json(value)) => Ok(Self(value)),
-            Err(JsonRejection::JsonDataError(error)) => {
-                Err(problem::INVALID_FIELD.detail(sentence(&error.body_text())))
+        let (parts, body) = request.into_parts();
+        let bytes = Bytes::from_request(Request::from_parts(parts.clone(), body), app).await;
+        let bytes = bytes.map_err(|rejection| match rejection {
+            BytesRejection::FailedToBufferBody(FailedToBufferBody::LengthLimitError(_)) => {
+                problem::TOO_LARGE.detail("The body is longer than that.")
             }
+            other => problem::BAD_REQUEST.detail(sentence(&other.body_text())),
+        })?;
+        // Fields in a row without their names would be taken for an object.
+        let is_array = bytes.trim_ascii_start().first() == Some(&b'[');
+        let request = Request::from_parts(parts, axum::body::Body::from(bytes.clone()));
+        match Json::<T>::from_request(request, app).await {
+            Ok(_) if is_array => {
+                Err(problem::INVALID_FIELD.detail("The body is an array; it is to be a JSON object."))
+            }
+            Ok(Json(value)) => Ok(Self(value)),
+            Err(JsonRejection::JsonDataError(error)) => match with_whole_numbers(&bytes) {
+                Some(value) => Ok(Self(value)),
+                None => Err(problem::INVALID_FIELD.detail(sentence(&error.body_text()))),
+            },
             Err(JsonRejection::JsonSyntaxError(error)) => {
                 Err(problem::BAD_REQUEST.detail(sentence(&error.body_text())))
             }
             Err(JsonRejection::MissingJsonContentType(_)) => {
                 Err(problem::UNSUPPORTED_MEDIA.detail("The Content-Type is not application/json."))
             }
-            Err(JsonRejection::BytesRejection(BytesRejection::FailedToBufferBody(
-                FailedToBufferBody::LengthLimitError(_),
-            ))) => Err(problem::TOO_LARGE.detail("The body is longer than that.")),
             Err(other) => Err(problem::BAD_REQUEST.detail(sentence(&other.body_text()))),
         }
+    }
+}
+
+/// What a body says if its whole numbers are written as such.
+fn with_whole_numbers<T: DeserializeOwned>(bytes: &[u8]) -> Option<T> {
+    let mut value: Value = serde_json::from_slice(bytes).ok().filter(Value::is_object)?;
+    write_whole(&mut value);
+    serde_json::from_value(value).ok()
+}
+
+fn write_whole(value: &mut Value) {
+    /// Up to here every whole number is a double of its own.
+    const EXACT: f64 = 9_007_199_254_740_992.0;
+    match value {
+        Value::Number(number) => {
+            let double = number.as_f64().filter(|n| number.is_f64() && n.fract() == 0.0 && n.abs() < EXACT);
+            if let Some(double) = double {
+                *number = (double as i64).into();
+            }
+        }
+        Value::Array(values) => values.iter_mut().for_each(write_whole),
+        Value::Object(fields) => fields.values_mut().for_each(write_whole),
+        Value::Null | Value::Bool(_) | Value::String(_) => {}
     }
 }
 

@@ -523,7 +523,7 @@ pub fn describe(id: &RoomId, state: &RoomState) -> Room {
 }
 
 /// Makes a room.
-#[utoipa::path(post, path = "/v1/rooms", tag = "rooms", request_body = NewRoom, params(("Idempotency-Key" = Option<String>, Header, description = "the same request with the same key is carried out once")), security(("secret" = [])), responses(
+#[utoipa::path(post, path = "/v1/rooms", tag = "rooms", request_body = NewRoom, params(("Idempotency-Key" = Option<String>, Header, min_length = 1, max_length = 255, pattern = "^[!-~]+$", description = "the same request with the same key is carried out once")), security(("secret" = [])), responses(
     (status = 404, description = "what this idempotency key made was deleted", body = problem::ProblemDocument),
     (status = 201, body = Room, headers(("Roomlog-Version" = u64, description = "version of the room"))),
     (status = 409, description = "a room of this name exists; its id is in `roomId`", body = problem::ProblemDocument),

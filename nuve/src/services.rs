@@ -156,7 +156,7 @@ fn no_service(id: &str) -> Problem {
 
 /// Makes a service. Its keys are in the answer and nowhere else: the log has only their hashes.
 #[utoipa::path(post, path = "/v1/services", tag = "services", request_body = NewService,
-    params(("Idempotency-Key" = Option<String>, Header, description = "the same request with the same key is carried out once")), security(("admin" = [])), responses(
+    params(("Idempotency-Key" = Option<String>, Header, min_length = 1, max_length = 255, pattern = "^[!-~]+$", description = "the same request with the same key is carried out once")), security(("admin" = [])), responses(
     (status = 201, body = ServiceWithKeys),
     (status = 409, description = "this request was carried out before; the service is in `serviceId`", body = problem::ProblemDocument),
 ))]

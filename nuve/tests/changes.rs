@@ -41,11 +41,17 @@ async fn a_room_is_changed_by_its_owner_and_only_at_the_version_that_was_seen() 
     assert_eq!(again.json()["metadata"], json!({"a": 1}), "what is left out stays");
     front.get(&path).key(&keys.secret).header("if-none-match", &tag).send().await.is(200);
 
-    for bad in
-        [json!({"limits": {"maxClients": 0}}), json!({"limits": {"idleCloseS": 9}}), json!({"name": "x"})]
-    {
+    for bad in [
+        json!({"limits": {"maxClients": 0}}),
+        json!({"limits": {"maxClients": 1.5}}),
+        json!({"limits": {"idleCloseS": 9}}),
+        json!({"name": "x"}),
+        json!([null, null]),
+    ] {
         front.patch(&path, bad).key(&keys.secret).send().await.is(422).problem("invalid-field");
     }
+    let whole = front.post("/v1/rooms", json!({"limits": {"maxClients": 5.0}})).key(&keys.secret);
+    assert_eq!(whole.send().await.is(201).json()["limits"]["maxClients"], json!(5), "5.0 is a whole number");
     let gone = front.delete(&path).key(&keys.secret);
     gone.header("if-match", &tag).send().await.is(412).problem("changed");
     let newest = again.headers["etag"].to_str().unwrap();
