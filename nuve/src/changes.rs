@@ -88,7 +88,7 @@ pub struct RoomChange {
     #[schema(value_type = Option<Object>)]
     metadata: Option<Map<String, Value>>,
     /// What bounds it, in place of all of it.
-    #[serde(default)]
+    #[serde(default, deserialize_with = "crate::http::object")]
     limits: Option<Limits>,
 }
 
@@ -140,7 +140,7 @@ pub struct UserChange {
     #[serde(default)]
     role: Option<Role>,
     /// Its rights; without them those that go with the role.
-    #[serde(default)]
+    #[serde(default, deserialize_with = "crate::http::object")]
     rights: Option<RightsDocument>,
 }
 

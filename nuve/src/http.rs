@@ -22,7 +22,10 @@ use roomlog_bus::{
     ids::{ServiceId, Version},
 };
 use roomlog_projections::service::ServiceState;
-use serde::de::DeserializeOwned;
+use serde::{
+    Deserialize, Deserializer,
+    de::{DeserializeOwned, Error as _},
+};
 use serde_json::Value;
 
 use crate::{
@@ -300,6 +303,15 @@ impl<T: DeserializeOwned> FromRequest<AppState> for Body<T> {
             }
             Err(other) => Err(problem::BAD_REQUEST.detail(sentence(&other.body_text()))),
         }
+    }
+}
+
+/// Reads a field that is an object or left out: a row of values is not taken for one with its fields in order.
+pub fn object<'de, D: Deserializer<'de>, T: DeserializeOwned>(field: D) -> Result<Option<T>, D::Error> {
+    match Option::<Value>::deserialize(field)? {
+        None | Some(Value::Null) => Ok(None),
+        Some(object @ Value::Object(_)) => serde_json::from_value(object).map(Some).map_err(D::Error::custom),
+        Some(other) => Err(D::Error::custom(format_args!("it is {other}, an object is expected"))),
     }
 }
 

@@ -423,7 +423,7 @@ pub struct NewRoom {
     #[schema(value_type = Option<Object>)]
     metadata: Option<Map<String, Value>>,
     /// What bounds it.
-    #[serde(default)]
+    #[serde(default, deserialize_with = "crate::http::object")]
     limits: Option<Limits>,
 }
 

@@ -122,7 +122,7 @@ pub struct TokenRequest {
     #[serde(default)]
     role: Role,
     /// What the user may do one by one, in place of what goes with the role. `manage` wants the secret key.
-    #[serde(default)]
+    #[serde(default, deserialize_with = "crate::http::object")]
     rights: Option<RightsDocument>,
     /// Makes the room if there is none of that name; only with `name:<name>`.
     #[serde(default)]

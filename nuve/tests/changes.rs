@@ -47,6 +47,7 @@ async fn a_room_is_changed_by_its_owner_and_only_at_the_version_that_was_seen() 
         json!({"limits": {"idleCloseS": 9}}),
         json!({"name": "x"}),
         json!([null, null]),
+        json!({"limits": [1, 60]}),
     ] {
         front.patch(&path, bad).key(&keys.secret).send().await.is(422).problem("invalid-field");
     }
