@@ -9,7 +9,7 @@ use axum::{
     response::{IntoResponse, Response},
 };
 use roomlog_bus::{
-    commit::{Cause, StreamId},
+    commit::{Cause, Head, StreamId},
     env::Env,
     events::{
         Event, ServiceChanged, ServiceCreated, ServiceDeleted, ServiceKeyRotated, ServiceOldKeyRevoked,
@@ -279,11 +279,8 @@ pub async fn delete(
     At(id): At<String>,
 ) -> Result<Response, Problem> {
     let (service, state) = alive(&app, &id).await?;
-    let draft = Draft { cause, ..Draft::default() };
-    let event = Event::from(ServiceDeleted {});
-    let commit = app.log.append(StreamId::from(&service), state.head, draft, &[event]).await?;
-    app.settle(&commit.stream, commit.last_version()).await;
-    Ok((StatusCode::NO_CONTENT, version_header(commit.last_version())).into_response())
+    let version = write(&app, &service, state.head, cause, ServiceDeleted {}.into()).await?;
+    Ok((StatusCode::NO_CONTENT, version_header(version)).into_response())
 }
 
 /// Changes a service.
@@ -307,11 +304,9 @@ pub async fn change(
     };
     check_name("service", &event.name)?;
     check_origins(&event.origins)?;
-    let draft = Draft { cause, ..Draft::default() };
-    let commit = app.log.append(StreamId::from(&service), state.head, draft, &[event.into()]).await?;
-    app.settle(&commit.stream, commit.last_version()).await;
+    let version = write(&app, &service, state.head, cause, event.into()).await?;
     let (service, state) = alive(&app, &id).await?;
-    Ok((version_header(commit.last_version()), Json(describe(&app, &service, &state))).into_response())
+    Ok((version_header(version), Json(describe(&app, &service, &state))).into_response())
 }
 
 /// A service as the journal has it now, if it is not deleted.
@@ -325,6 +320,20 @@ async fn alive(app: &AppState, id: &str) -> Result<(ServiceId, ServiceState), Pr
         return Err(no_service(id));
     }
     Ok((service, state))
+}
+
+/// Appends what happened to a service that was just read, and gives its version once this node has folded it.
+async fn write(
+    app: &AppState,
+    service: &ServiceId,
+    head: Option<Head>,
+    cause: Cause,
+    event: Event,
+) -> Result<Version, Problem> {
+    let draft = Draft { cause, ..Draft::default() };
+    let commit = app.log.append(StreamId::from(service), head, draft, &[event]).await?;
+    app.settle(&commit.stream, commit.last_version()).await;
+    Ok(commit.last_version())
 }
 
 /// Which key is replaced.
@@ -394,14 +403,17 @@ pub async fn rotate(
     let old_until = app.env.now().plus_millis(u64::from(rotation.old_valid_s) * 1_000);
     let old_until = (rotation.old_valid_s > 0).then_some(old_until);
     let key = app.env.draw(|rng| new_key(kind, &service, rng));
-    let draft = Draft { cause, ..Draft::default() };
     let which = rotation.which.as_str().into();
-    let event = Event::from(ServiceKeyRotated { which, hash: hash(&key), old_until });
-    let commit = app.log.append(StreamId::from(&service), state.head, draft, &[event]).await?;
-    app.settle(&commit.stream, commit.last_version()).await;
+    let version = write(
+        &app,
+        &service,
+        state.head,
+        cause,
+        ServiceKeyRotated { which, hash: hash(&key), old_until }.into(),
+    )
+    .await?;
     let no_store = [(header::CACHE_CONTROL, "no-store")];
-    Ok((StatusCode::CREATED, version_header(commit.last_version()), no_store, Json(NewKey { key }))
-        .into_response())
+    Ok((StatusCode::CREATED, version_header(version), no_store, Json(NewKey { key })).into_response())
 }
 
 /// Ends a replaced key before its time. The current one stays.
@@ -415,11 +427,15 @@ pub async fn revoke(
     At((id, which)): At<(String, Which)>,
 ) -> Result<Response, Problem> {
     let (service, state) = alive(&app, &id).await?;
-    let draft = Draft { cause, ..Draft::default() };
-    let event = Event::from(ServiceOldKeyRevoked { which: which.as_str().into() });
-    let commit = app.log.append(StreamId::from(&service), state.head, draft, &[event]).await?;
-    app.settle(&commit.stream, commit.last_version()).await;
-    Ok((StatusCode::NO_CONTENT, version_header(commit.last_version())).into_response())
+    let version = write(
+        &app,
+        &service,
+        state.head,
+        cause,
+        ServiceOldKeyRevoked { which: which.as_str().into() }.into(),
+    )
+    .await?;
+    Ok((StatusCode::NO_CONTENT, version_header(version)).into_response())
 }
 
 // ---- the demo service ------------------------------------------------------------------------------------------------------
