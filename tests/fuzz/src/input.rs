@@ -1,5 +1,7 @@
 //! Reading a script from the bytes of an input: when they end, everything is zero or empty.
 
+use std::hash::{DefaultHasher, Hash as _, Hasher as _};
+
 /// What is left of an input.
 pub struct Input<'a>(&'a [u8]);
 
@@ -57,4 +59,17 @@ impl<'a> Input<'a> {
         self.0 = rest;
         taken
     }
+}
+
+/// A secret of this input alone, the same each time. libFuzzer sees what is compared, and puts it into later inputs: what it learned of a
+/// packet sealed with a secret that all inputs share would pass for one that was forged.
+pub fn secret(data: &[u8], bytes: usize) -> Vec<u8> {
+    let word = |at: usize| {
+        let mut hasher = DefaultHasher::new();
+        (at, data).hash(&mut hasher);
+        hasher.finish().to_be_bytes()
+    };
+    let mut secret: Vec<u8> = (0..bytes.div_ceil(8)).flat_map(word).collect();
+    secret.truncate(bytes);
+    secret
 }

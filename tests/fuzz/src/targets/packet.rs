@@ -9,9 +9,7 @@ use roomlog_sfu::{
 };
 use rtc_srtp::crypto::{HmacAlgorithm, RTCCrypto, RTCCryptoProvider};
 
-use crate::input::Input;
-
-const PASSWORD: &str = "the password of the one asked";
+use crate::input::{Input, secret};
 
 pub(crate) fn crypto() -> &'static dyn RTCCrypto {
     static PROVIDER: OnceLock<std::sync::Arc<dyn RTCCryptoProvider>> = OnceLock::new();
@@ -24,14 +22,20 @@ pub fn run(data: &[u8]) {
         sealed(attributes);
     } else if stun::looks_like_stun(data) {
         if let Some(request) = BindingRequest::parse(data) {
-            assert!(!request.is_authentic(crypto(), PASSWORD), "made without the password");
-            answers(&request);
+            let password = password(data);
+            assert!(!request.is_authentic(crypto(), &password), "made without the password");
+            answers(&request, &password);
         }
     } else if rtp::looks_like_rtp_or_rtcp(data) && rtp::looks_like_rtcp(data) {
         read_rtcp(data);
     } else {
         read_rtp(data);
     }
+}
+
+/// The password of the one asked.
+fn password(data: &[u8]) -> String {
+    secret(data, 16).iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 /// A request with these attributes, MESSAGE-INTEGRITY and FINGERPRINT (RFC 8489 §14.5, §14.7).
@@ -58,12 +62,13 @@ pub fn seal(attributes: &[u8], password: &str) -> Vec<u8> {
 
 fn sealed(attributes: &[u8]) {
     let attributes = &attributes[..attributes.len().min(1400) / 4 * 4];
-    let bytes = seal(attributes, PASSWORD);
+    let password = password(attributes);
+    let bytes = seal(attributes, &password);
     let Some(request) = BindingRequest::parse(&bytes) else { return };
-    answers(&request);
+    answers(&request, &password);
     // Where the attributes bring a MESSAGE-INTEGRITY of their own, that is the one that counts, and it is a guess.
     let own = attributes.windows(4).any(|w| w == [0, 8, 0, 20]);
-    assert!(own || request.is_authentic(crypto(), PASSWORD), "sealed with the password");
+    assert!(own || request.is_authentic(crypto(), &password), "sealed with the password");
     assert!(!request.is_authentic(crypto(), "another"), "another password");
     // One flipped bit, wherever the input's length says.
     let mut flipped = bytes.clone();
@@ -76,16 +81,16 @@ fn sealed(attributes: &[u8]) {
     if flipped != bytes
         && let Some(request) = BindingRequest::parse(&flipped)
     {
-        assert!(!request.is_authentic(crypto(), PASSWORD), "a changed byte, {at}");
+        assert!(!request.is_authentic(crypto(), &password), "a changed byte, {at}");
     }
 }
 
-fn answers(request: &BindingRequest<'_>) {
+fn answers(request: &BindingRequest<'_>, password: &str) {
     for source in ["192.0.2.1:5", "[2001:db8::1]:65535"] {
         let source: SocketAddr = source.parse().expect("an address");
         for answer in [
-            stun::binding_success(crypto(), &request.transaction, source, PASSWORD),
-            stun::role_conflict(crypto(), &request.transaction, PASSWORD),
+            stun::binding_success(crypto(), &request.transaction, source, password),
+            stun::role_conflict(crypto(), &request.transaction, password),
         ] {
             assert!(stun::looks_like_stun(&answer) && answer.len() <= 96);
             assert_eq!(usize::from(u16::from_be_bytes([answer[2], answer[3]])), answer.len() - 20);

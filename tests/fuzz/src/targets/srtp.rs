@@ -6,7 +6,7 @@ use roomlog_sfu::{
 };
 
 use super::packet::crypto;
-use crate::input::Input;
+use crate::input::{Input, secret};
 
 const PROFILES: [ProtectionProfile; 3] = [
     ProtectionProfile::AeadAes128Gcm,
@@ -21,7 +21,7 @@ const MAX_PACKETS: usize = 32;
 pub fn run(data: &[u8]) {
     let mut input = Input::new(data);
     let profile = PROFILES[usize::from(input.byte()) % PROFILES.len()];
-    let material: Vec<u8> = (0..2 * (profile.key_len() + profile.salt_len())).map(|i| i as u8).collect();
+    let material = secret(data, 2 * (profile.key_len() + profile.salt_len()));
     let side = |is_client| {
         Srtp::new(&SrtpKeys { profile, material: material.clone(), is_client }, crypto()).expect("good keys")
     };
