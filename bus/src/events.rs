@@ -186,6 +186,59 @@ catalogue! {
         #[serde(default)]
         origins: Vec<String>,
     }
+    /// What happens in its rooms is sent there, as this says from now on.
+    WebhookSet = 1 {
+        /// Its id.
+        webhook: String,
+        /// To where.
+        url: String,
+        /// Only events of these types; empty: all.
+        #[serde(default)]
+        types: Vec<String>,
+        /// Whether anything is sent.
+        enabled: bool,
+        /// Which of its secrets signs: goes up when it is replaced.
+        generation: u64,
+        /// The secret before it signs too until then.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        old_until: Option<Timestamp>,
+        /// Tells the key apart that its secrets are computed from.
+        key: String,
+        /// Where in the log it begins; absent: where it is.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        cursor: Option<Vec<u64>>,
+    }
+    /// Which NUVE sends for it from now on.
+    WebhookClaimed = 1 {
+        /// Its id.
+        webhook: String,
+        /// Which NUVE; absent: none, until one claims it.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        node: Option<StreamId>,
+    }
+    /// Its receiver has taken all up to here.
+    WebhookAdvanced = 1 {
+        /// Its id.
+        webhook: String,
+        /// A cursor of the journal.
+        cursor: Vec<u64>,
+    }
+    /// Its receiver takes nothing.
+    WebhookFailed = 1 {
+        /// Its id.
+        webhook: String,
+        /// Since when.
+        since: Timestamp,
+        /// How often it was tried.
+        attempts: u32,
+        /// What came of it the last time.
+        error: String,
+    }
+    /// Nothing is sent there any more.
+    WebhookRemoved = 1 {
+        /// Its id.
+        webhook: String,
+    }
     /// It is gone; its keys open nothing.
     ServiceDeleted = 1 {}
 

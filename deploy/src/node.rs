@@ -182,7 +182,7 @@ pub async fn run(role: Role, settings: Settings) -> anyhow::Result<()> {
     let mut ea: Option<Ea> = None;
     if let Some(directory) = &directory {
         if role.plays(Role::Nuve) {
-            let settings = nuve_settings(&settings, &ids, &data);
+            let settings = nuve_settings(role, &settings, &ids, &data);
             let (bus, journal) = (bus.clone(), journal.clone());
             let started = roomlog_nuve::start(settings, bus, journal, directory.clone(), env.clone()).await;
             let started = started.context("NUVE did not start")?;
@@ -315,15 +315,22 @@ fn reached_at(settings: &Settings, listening: SocketAddr) -> anyhow::Result<IpAd
     )
 }
 
-fn nuve_settings(settings: &Settings, ids: &NodeIds, data: &Path) -> NuveSettings {
+fn nuve_settings(role: Role, settings: &Settings, ids: &NodeIds, data: &Path) -> NuveSettings {
     let default = NuveSettings::default();
+    let demo = settings.demo.unwrap_or(true);
     NuveSettings {
         id: ids.nuve.clone(),
         data_dir: Some(data.to_owned()),
         public_url: settings.public_url.clone(),
         tls: settings.lan(),
         admin_key: settings.admin_key.clone(),
-        demo: settings.demo.unwrap_or(true),
+        webhook_key: settings.webhook_key.clone(),
+        // Who tries things out on one machine has the receiver there too.
+        webhook_allow: settings.webhook_allow.clone().unwrap_or_else(|| match role == Role::Up && demo {
+            true => vec!["127.0.0.0/8".into(), "::1".into()],
+            false => Vec::new(),
+        }),
+        demo,
         history_s: settings.history_s.unwrap_or(default.history_s),
         archive: settings.archive(data),
         token_ttl_s: settings.token_ttl_s.unwrap_or(default.token_ttl_s),

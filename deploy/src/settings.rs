@@ -95,6 +95,14 @@ pub struct Settings {
     /// Key of the service administration. [default: made at first start and kept in the data folder]
     #[arg(long, env = "ROOMLOG_ADMIN_KEY", value_name = "KEY", hide_env_values = true)]
     pub admin_key: Option<String>,
+    /// What the secrets of webhooks are computed from; the same for all NUVE nodes of a cluster. [default: made at first start and kept in
+    /// the data folder, which is right for one NUVE]
+    #[arg(long, env = "ROOMLOG_WEBHOOK_KEY", value_name = "KEY", hide_env_values = true)]
+    pub webhook_key: Option<String>,
+    /// Networks that webhooks may call besides the public Internet, several separated by commas; only these without TLS. [default: none; a
+    /// tenant's URL must be no way into the operator's network]
+    #[arg(long, env = "ROOMLOG_WEBHOOK_ALLOW", value_name = "NETWORK", value_delimiter = ',')]
+    pub webhook_allow: Option<Vec<String>>,
     /// Whether the demo service exists, with which the page works at once. [default: true; say false on a machine strangers reach]
     #[arg(long, env = "ROOMLOG_DEMO", num_args = 0..=1, default_missing_value = "true", value_name = "BOOL")]
     pub demo: Option<bool>,
@@ -182,6 +190,8 @@ impl Settings {
             api_queue_demand: self.api_queue_demand.or(base.api_queue_demand),
             trusted_proxies: self.trusted_proxies.or(base.trusted_proxies),
             admin_key: self.admin_key.or(base.admin_key),
+            webhook_key: self.webhook_key.or(base.webhook_key),
+            webhook_allow: self.webhook_allow.or(base.webhook_allow),
             demo: self.demo.or(base.demo),
             nats: self.nats.or(base.nats),
             nats_creds: self.nats_creds.or(base.nats_creds),

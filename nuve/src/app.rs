@@ -17,7 +17,13 @@ use roomlog_projections::{directory::LiveDirectory, room::RoomState, service::Se
 use tokio::sync::{Mutex, Semaphore, watch};
 
 use crate::{
-    ecs::Ecs, limits::Limits, metrics::Metrics, problem::Problem, services::DemoKeys, settings::NuveSettings,
+    ecs::Ecs,
+    limits::Limits,
+    metrics::Metrics,
+    problem::Problem,
+    services::DemoKeys,
+    settings::NuveSettings,
+    webhooks::{MasterKey, deliver::Deliver},
 };
 
 /// What all handlers share.
@@ -50,6 +56,10 @@ pub struct App {
     pub metrics: Metrics,
     /// SHA-256 of the admin key, hex.
     pub admin_key_hash: Option<String>,
+    /// What the secrets of webhooks are computed from.
+    pub webhook_key: MasterKey,
+    /// Calls the receivers of webhooks.
+    pub deliver: Arc<dyn Deliver>,
     /// Keys of the demo service.
     pub demo: Option<DemoKeys>,
     /// One permit for each event stream that may be open.

@@ -23,7 +23,7 @@ use roomlog_projections::service::{OldKey, ServiceState};
 use sha2::{Digest as _, Sha256};
 
 /// Characters of a key's secret part: 43 of 62 are 256 bits.
-const SECRET_CHARACTERS: usize = 43;
+pub(crate) const SECRET_CHARACTERS: usize = 43;
 
 /// Which of a service's two keys.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -1,7 +1,7 @@
 //! `/v1/events`: what happens in a service's rooms, as server-sent events straight from the log. Nothing is missed and nothing comes
 //! twice: the id of each event is a place in the log, and a client that comes back with `Last-Event-ID` goes on from there.
 
-use std::{collections::HashMap, convert::Infallible, sync::Arc, time::Duration};
+use std::{convert::Infallible, sync::Arc, time::Duration};
 
 use axum::{
     extract::State,
@@ -13,12 +13,12 @@ use axum::{
 };
 use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
 use roomlog_bus::{
-    commit::{Commit, CommitId, StreamKind},
-    ids::{RoomId, ServiceId, Version},
-    journal::{Cursor, Follow, Followed, follow_again},
+    commit::{Commit, CommitId},
+    ids::RoomId,
+    journal::{Cursor, Follow, Followed, ReadError, follow_again},
 };
 use serde::Deserialize;
-use serde_json::json;
+use serde_json::{Value, json};
 use tokio::sync::{OwnedSemaphorePermit, mpsc};
 use tokio_stream::wrappers::ReceiverStream;
 use utoipa::IntoParams;
@@ -26,6 +26,7 @@ use utoipa::IntoParams;
 use crate::{
     app::{App, AppState, stopped},
     http::{Params, SecretKey},
+    ours::Ours,
     problem::{self, Problem},
     rooms::{RoomRef, no_room},
 };
@@ -36,8 +37,6 @@ const KEEP_ALIVE: Duration = Duration::from_secs(15);
 const RETRY_MS: u64 = 1_000;
 /// Events that wait for one slow client; when they are full, the log is read later.
 const QUEUE: usize = 64;
-/// Rooms whose service is remembered by one stream, at most; beyond, all are looked up anew.
-const MAX_KNOWN: usize = 65_536;
 
 /// What is wanted of the stream.
 #[derive(Deserialize, IntoParams)]
@@ -118,25 +117,11 @@ pub async fn stream(
     let position = match last.or(wanted.after.as_deref()) {
         None => Position { cursor: tail, within: None },
         Some("beginning") => Position { cursor: Cursor::default(), within: None },
-        Some(id) => {
-            let position = Position::decode(id)
-                .ok_or_else(|| problem::BAD_REQUEST.detail(format!("{id:?} is no event id of this API.")))?;
-            let ahead = position.cursor.0.iter().zip(&tail.0).any(|(at, end)| at > end);
-            if ahead || position.cursor.0.len() > tail.0.len() {
-                return Err(problem::BAD_REQUEST
-                    .detail("The event id lies after the end of this log: it is of another cluster."));
-            }
-            if app.journal.is_replaced(&position.cursor).await {
-                return Err(problem::BAD_REQUEST.detail(
-                    "The event id is of before a repair of the log: what came after it may be other now. Begin without one.",
-                ));
-            }
-            position
-        }
+        Some(id) => known_place(&app, id, &tail).await?,
     };
     let follow = app.journal.follow(position.cursor.clone()).await?;
     let (events, receiver) = mpsc::channel(QUEUE);
-    let feed = Feed { app, service, room, known: HashMap::new(), position, events, _permit: permit };
+    let feed = Feed { app, ours: Ours::of(service), room, position, events, _permit: permit };
     tokio::spawn(feed.run(follow));
     // Proxies that buffer would hold events back.
     let unbuffered =
@@ -144,13 +129,60 @@ pub async fn stream(
     Ok((unbuffered, Sse::new(ReceiverStream::new(receiver))).into_response())
 }
 
+/// An event of a room, as streams and webhooks give it.
+pub(crate) fn event_json(commit: &Commit, i: usize) -> Value {
+    let raw = &commit.events[i];
+    json!({
+        "room": commit.stream.id(),
+        "version": commit.version.0 + i as u64,
+        "type": &*raw.kind,
+        "schema": raw.schema,
+        "time": commit.time.as_millis(),
+        "commit": commit.id,
+        "epoch": commit.epoch,
+        "writer": commit.writer.node,
+        "cause": commit.cause,
+        "data": raw.data.to_json(),
+    })
+}
+
+/// A cursor as an event id.
+pub(crate) fn cursor_text(cursor: &Cursor) -> String {
+    Position { cursor: cursor.clone(), within: None }.encode()
+}
+
+/// The place in the log that `text` names: `now`, `beginning`, or an event id. Of a commit given in part, its beginning.
+pub(crate) async fn place(app: &App, text: &str) -> Result<Cursor, Problem> {
+    let tail = app.journal.tail().await?;
+    match text {
+        "now" => Ok(tail),
+        "beginning" => Ok(Cursor::default()),
+        id => Ok(known_place(app, id, &tail).await?.cursor),
+    }
+}
+
+/// The place that an event id names, if it is one of this log.
+async fn known_place(app: &App, id: &str, tail: &Cursor) -> Result<Position, Problem> {
+    let position = Position::decode(id)
+        .ok_or_else(|| problem::BAD_REQUEST.detail(format!("{id:?} is no event id of this API.")))?;
+    let ahead = position.cursor.0.iter().zip(&tail.0).any(|(at, end)| at > end);
+    if ahead || position.cursor.0.len() > tail.0.len() {
+        return Err(problem::BAD_REQUEST
+            .detail("The event id lies after the end of this log: it is of another cluster."));
+    }
+    if app.journal.is_replaced(&position.cursor).await {
+        return Err(problem::BAD_REQUEST.detail(
+            "The event id is of before a repair of the log: what came after it may be other now. Begin without one.",
+        ));
+    }
+    Ok(position)
+}
+
 /// One stream being fed.
 struct Feed {
     app: Arc<App>,
-    service: ServiceId,
+    ours: Ours,
     room: Option<RoomId>,
-    /// Whether a room is of this service.
-    known: HashMap<RoomId, bool>,
     position: Position,
     events: mpsc::Sender<Result<SseEvent, Infallible>>,
     /// Given back when the stream ends.
@@ -182,7 +214,14 @@ impl Feed {
             };
             match followed {
                 Some(Followed::Entry(entry)) => {
-                    if !self.is_ours(&entry.commit).await {
+                    let ours = match self.is_ours(&entry.commit).await {
+                        Ok(ours) => ours,
+                        Err(error) => {
+                            tracing::warn!(stream = %entry.commit.stream, %error, "whose room it is cannot be read: the listener comes back");
+                            return;
+                        }
+                    };
+                    if !ours {
                         // While a commit given in part is still to come, the place stays before it.
                         if self.position.within.is_none() {
                             self.position.cursor = entry.cursor;
@@ -236,18 +275,7 @@ impl Feed {
                     within: Some((commit.id, u16::try_from(i + 1).unwrap_or(u16::MAX))),
                 }
             };
-            let data = json!({
-                "room": commit.stream.id(),
-                "version": commit.version.0 + i as u64,
-                "type": &*raw.kind,
-                "schema": raw.schema,
-                "time": commit.time.as_millis(),
-                "commit": commit.id,
-                "epoch": commit.epoch,
-                "writer": commit.writer.node,
-                "cause": commit.cause,
-                "data": raw.data.to_json(),
-            });
+            let data = event_json(commit, i);
             let event = SseEvent::default().id(place.encode()).event(&*raw.kind).data(data.to_string());
             self.events.send(Ok(event)).await.ok()?;
         }
@@ -258,47 +286,11 @@ impl Feed {
     }
 
     /// Whether `commit` is of a room this stream is about.
-    async fn is_ours(&mut self, commit: &Commit) -> bool {
-        if commit.stream.kind() != StreamKind::Room {
-            return false;
-        }
+    async fn is_ours(&mut self, commit: &Commit) -> Result<bool, ReadError> {
         if self.room.as_ref().is_some_and(|room| room.as_str() != commit.stream.id()) {
-            return false;
+            return Ok(false);
         }
-        let Ok(room) = RoomId::new(commit.stream.id()) else { return false };
-        if let Some(known) = self.known.get(&room) {
-            return *known;
-        }
-        let service = self.service_of(commit, &room).await;
-        let ours = service.as_ref() == Some(&self.service);
-        if service.is_some() {
-            if self.known.len() >= MAX_KNOWN {
-                self.known.clear();
-            }
-            self.known.insert(room, ours);
-        }
-        ours
-    }
-
-    /// Whose room it is: the commit may say so, the directory may know it, and the stream's first commit does.
-    async fn service_of(&self, commit: &Commit, room: &RoomId) -> Option<ServiceId> {
-        if commit.version == Version(1) {
-            return App::service_of(&[Arc::new(commit.clone())]);
-        }
-        let known = {
-            let directory = self.app.directory.read();
-            directory.rooms.get(room).and_then(|state| Some(state.info.as_ref()?.service.clone()))
-        };
-        if known.is_some() {
-            return known;
-        }
-        match self.app.journal.read(&commit.stream, Version(1), 1).await {
-            Ok(first) => App::service_of(&first),
-            Err(error) => {
-                tracing::warn!(%room, %error, "whose room it is cannot be read: its event is not given");
-                None
-            }
-        }
+        self.ours.has(&self.app, commit).await
     }
 }
 

@@ -13,7 +13,7 @@ use roomlog_bus::{
     bus::{Bus, Disconnected, Headers, Message},
     commit::{LIMIT_ID, Payload, StreamId, StreamKind, limit_stream},
     env::Env,
-    ids::Incarnation,
+    ids::{Incarnation, random_token},
     journal::Journal,
     rpc::Heartbeat,
     subject::Subject,
@@ -42,6 +42,7 @@ pub mod limits;
 pub mod metrics;
 pub mod nodes;
 pub mod openapi;
+mod ours;
 pub mod pages;
 pub mod placement;
 pub mod problem;
@@ -53,11 +54,13 @@ pub mod state;
 pub mod takeover;
 pub mod tokens;
 pub mod users;
+pub mod webhooks;
 
 pub use settings::{EcPolicy, NuveSettings};
 
 use app::{App, AppState};
 use limits::shared::{Pace, Sharing};
+use webhooks::deliver::{Deliver, HttpDeliver};
 
 /// A node says that it is there this often.
 const HEARTBEAT: Duration = Duration::from_secs(1);
@@ -67,6 +70,9 @@ const FORGET: Duration = Duration::from_secs(30);
 const TOKEN_KEY_FILE: &str = "token-key";
 /// The file in the data folder that keeps the admin key.
 const ADMIN_KEY_FILE: &str = "admin-key";
+
+/// The file in the data folder that keeps the key of webhooks' secrets.
+const WEBHOOK_KEY_FILE: &str = "webhook-key";
 
 /// Why a NUVE node does not start.
 #[derive(Debug, thiserror::Error)]
@@ -79,6 +85,9 @@ pub enum NuveError {
         "{TOKEN_KEY_FILE} in the data folder is not 64 hex digits; remove it to have a new key made (tokens given out end)"
     )]
     TokenKey,
+    /// Where webhooks may go.
+    #[error("webhook-allow: {0}")]
+    Targets(#[from] webhooks::targets::BadNetwork),
     /// The demo service.
     #[error(transparent)]
     Demo(#[from] services::DemoError),
@@ -108,6 +117,19 @@ pub async fn start(
     directory: LiveDirectory,
     env: Env,
 ) -> Result<Nuve, NuveError> {
+    let targets = webhooks::targets::Targets::new(&settings.webhook_allow)?;
+    start_with(settings, bus, journal, directory, env, Arc::new(HttpDeliver::new(targets))).await
+}
+
+/// As [`start`], with another way to call the receivers of webhooks.
+pub async fn start_with(
+    settings: NuveSettings,
+    bus: Arc<dyn Bus>,
+    journal: Arc<dyn Journal>,
+    directory: LiveDirectory,
+    env: Env,
+    deliver: Arc<dyn Deliver>,
+) -> Result<Nuve, NuveError> {
     let node = StreamId::from(&settings.id);
     if node == limit_stream() {
         return Err(NuveError::Reserved);
@@ -122,6 +144,16 @@ pub async fn start(
         (None, None) => None,
     };
 
+    let webhook_key = match (&settings.webhook_key, &settings.data_dir) {
+        (Some(key), _) => key.clone(),
+        (None, folder) => {
+            let make = || env.draw(|rng| random_token(rng, credentials::SECRET_CHARACTERS));
+            match folder {
+                Some(folder) => credentials::load_or_make(folder, WEBHOOK_KEY_FILE, make)?,
+                None => make(),
+            }
+        }
+    };
     let registration =
         Registration { address: settings.public_url.clone().unwrap_or_default(), ..Registration::default() };
     let log = register(&node, &journal, &env, registration).await?;
@@ -170,6 +202,8 @@ pub async fn start(
         ecs,
         metrics: metrics::Metrics::default(),
         admin_key_hash,
+        webhook_key: webhooks::MasterKey::new(&webhook_key),
+        deliver,
         demo,
         stop: stopped.clone(),
     });
@@ -181,6 +215,7 @@ pub async fn start(
         tokio::spawn(takeover::take_over(app.clone(), lost, stopped.clone())),
         tokio::spawn(retention::purge_deleted(app.clone(), stopped.clone())),
         tokio::spawn(retention::close_idle(app.clone(), stopped.clone())),
+        tokio::spawn(webhooks::serve(app.clone(), stopped.clone())),
         tokio::spawn(tend(app.clone(), stopped.clone())),
     ];
     if let Some(sharing) = sharing {
@@ -203,6 +238,13 @@ impl Nuve {
     /// Which start of the node this is.
     pub fn incarnation(&self) -> Incarnation {
         self.app.incarnation
+    }
+
+    /// Is gone at once, as after SIGKILL: for tests of what others do then.
+    pub fn die(self) {
+        for task in self.tasks {
+            task.abort();
+        }
     }
 
     /// Ends event streams and tasks and says goodbye in the log. Requests still running are answered.

@@ -18,7 +18,7 @@ use utoipa_axum::{router::OpenApiRouter, routes};
 
 use crate::{
     app::AppState, changes, describe, events, history, http, metrics, nodes, pages, problem, rooms, services,
-    state, tokens, users,
+    state, tokens, users, webhooks,
 };
 
 /// Bodies may have this many bytes: `metadata` of 16 KiB, escaped to the worst, and the rest beside it.
@@ -66,6 +66,9 @@ pub fn router(app: AppState) -> Router {
         .routes(routes!(history::read))
         .routes(routes!(state::read))
         .routes(routes!(events::stream))
+        .routes(routes!(webhooks::api::create, webhooks::api::list))
+        .routes(routes!(webhooks::api::get, webhooks::api::change, webhooks::api::remove))
+        .routes(routes!(webhooks::api::rotate))
         .routes(routes!(metrics::metrics))
         .routes(routes!(nodes::healthz))
         .routes(routes!(nodes::readyz))

@@ -87,6 +87,10 @@ problems! {
         "`producers` of the user lists what it sends; it may have stopped.";
     NO_NODE = "no-such-node", NOT_FOUND, "No such node runs",
         "/v1/nodes lists the nodes; only an EC or an EA that runs can be drained.";
+    NO_WEBHOOK = "no-such-webhook", NOT_FOUND, "No such webhook",
+        "It was never made, was removed, or belongs to another service.";
+    TOO_MANY_WEBHOOKS = "too-many-webhooks", CONFLICT, "The service has as many webhooks as it may",
+        "Remove one that is not wanted any more: a service has 16 at most.";
     RATE_LIMITED = "rate-limited", TOO_MANY_REQUESTS, "Too many requests",
         "Wait for `Retry-After` seconds.";
     NO_EC = "no-ec", SERVICE_UNAVAILABLE, "No EC takes rooms now",
@@ -97,7 +101,7 @@ problems! {
         "Nothing was changed. Try again after `Retry-After` seconds.";
     OUTCOME_UNKNOWN = "outcome-unknown", SERVICE_UNAVAILABLE, "Whether it was done is not known",
         "Read the room before trying again.";
-    CONTENDED = "contended", SERVICE_UNAVAILABLE, "Others kept changing the room meanwhile",
+    CONTENDED = "contended", SERVICE_UNAVAILABLE, "Others kept changing it meanwhile",
         "Nothing was changed. Try again.";
     TOO_MANY_STREAMS = "too-many-streams", SERVICE_UNAVAILABLE, "Too many event streams are open",
         "Close one, or follow at another NUVE.";
@@ -238,6 +242,14 @@ impl From<roomlog_projections::room::FoldError> for Problem {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn every_kind_is_in_the_documents() {
+        let documents = include_str!("../../docs/errors.md");
+        let said = |kind: &&Kind| documents.contains(&format!("| `{}` |", kind.slug));
+        let missing: Vec<_> = ALL.iter().filter(|kind| !said(kind)).map(|kind| kind.slug).collect();
+        assert!(missing.is_empty(), "docs/errors.md says nothing of {missing:?}");
+    }
 
     #[test]
     fn every_kind_has_a_type_of_its_own() {

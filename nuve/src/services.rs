@@ -15,7 +15,7 @@ use roomlog_bus::{
         Event, ServiceChanged, ServiceCreated, ServiceDeleted, ServiceKeyRotated, ServiceOldKeyRevoked,
     },
     ids::{ServiceId, Version},
-    journal::{AppendError, read_all},
+    journal::AppendError,
     log::{Draft, Log},
 };
 use roomlog_projections::service::ServiceState;
@@ -312,10 +312,7 @@ pub async fn change(
 /// A service as the journal has it now, if it is not deleted.
 async fn alive(app: &AppState, id: &str) -> Result<(ServiceId, ServiceState), Problem> {
     let service = ServiceId::new(id).map_err(|_| no_service(id))?;
-    let mut state = ServiceState::default();
-    for commit in read_all(&*app.journal, &StreamId::from(&service), Version(1)).await? {
-        state.apply_commit(&commit)?;
-    }
+    let state = app.service_now(&service).await?;
     if state.head.is_none() || state.deleted {
         return Err(no_service(id));
     }

@@ -33,6 +33,12 @@ pub struct NuveSettings {
     pub tls: bool,
     /// The key of `/v1/services`. Without it one is made in `data_dir`; with neither there is no service administration.
     pub admin_key: Option<String>,
+    /// What the secrets of webhooks are computed from: the same for all NUVE nodes of a cluster, or only the one that made a webhook can
+    /// send for it. Without it one is made in `data_dir`.
+    pub webhook_key: Option<String>,
+    /// Networks that webhooks may call besides the public Internet, such as `10.1.0.0/16`; only these are called without TLS. None: a
+    /// tenant's URL must not be a way into what this node reaches.
+    pub webhook_allow: Vec<String>,
     /// Makes a service for trying things out and tells its publishable key at `/v1/demo`. Only for machines that strangers may use.
     pub demo: bool,
     /// Life of a token, seconds. 60: a token is fetched right before it is used, so a minute covers a slow phone and clocks that
@@ -85,6 +91,8 @@ impl Default for NuveSettings {
             public_url: None,
             tls: false,
             admin_key: None,
+            webhook_key: None,
+            webhook_allow: Vec::new(),
             demo: false,
             token_ttl_s: 60,
             ec_policy: EcPolicy::Random,

@@ -79,7 +79,8 @@ fn body(schema: &str) -> Value {
         "TokenRequest" => json!({"user": "Ann"}),
         "UserChange" => json!({"role": "viewer"}),
         "Muting" => json!({"muted": true}),
-        "Drain" => json!({}),
+        "Drain" | "WebhookChange" | "SecretRotation" => json!({}),
+        "NewWebhook" => json!({"url": "https://app.example/"}),
         other => panic!("say here what a {other} is"),
     }
 }
@@ -91,6 +92,7 @@ fn ask(front: &Front, scene: &Scene, method: &str, path: &str, operation: &Value
         .replace("{user}", "c1")
         .replace("{producer}", "p1")
         .replace("{which}", "secret")
+        .replace("{webhook}", "w1")
         .replace("{node}", "ea.none");
     assert!(!path.contains('{'), "say here what stands in {path}");
     let ask = front.ask(&method.to_uppercase(), &path);

@@ -1,8 +1,11 @@
 //! The fold of a service's stream: its keys, hashed.
 
+use std::collections::BTreeMap;
+
 use roomlog_bus::{
-    commit::{Commit, Head},
-    events::{Event, ServiceKeyRotated},
+    commit::{Commit, Head, StreamId},
+    events::{Event, ServiceKeyRotated, WebhookSet},
+    ids::Version,
     time::Timestamp,
 };
 use serde::{Deserialize, Serialize};
@@ -28,10 +31,51 @@ pub struct ServiceState {
     /// Origins whose pages may use its keys; empty: any.
     #[serde(default)]
     pub origins: Vec<String>,
+    /// Where what happens in its rooms is sent, by id.
+    #[serde(default)]
+    pub webhooks: BTreeMap<String, Webhook>,
     /// When it was made.
     pub created: Timestamp,
     /// Gone.
     pub deleted: bool,
+}
+
+/// Where what happens in a service's rooms is sent.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Webhook {
+    /// To where.
+    pub url: String,
+    /// Only events of these types; empty: all.
+    pub types: Vec<String>,
+    /// Whether anything is sent.
+    pub enabled: bool,
+    /// Which of its secrets signs.
+    pub generation: u64,
+    /// The secret before it signs too until then.
+    pub old_until: Option<Timestamp>,
+    /// Tells the key apart that its secrets are computed from.
+    pub key: String,
+    /// Its receiver has taken all up to here: a cursor of the journal.
+    pub cursor: Vec<u64>,
+    /// The NUVE that sends.
+    pub node: Option<StreamId>,
+    /// Goes up with everything that is decided about it: what was begun under an earlier one is over.
+    pub edition: u64,
+    /// Its receiver takes nothing.
+    pub failing: Option<Failing>,
+    /// When it was made.
+    pub created: Timestamp,
+}
+
+/// How a receiver fails.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Failing {
+    /// Since when.
+    pub since: Timestamp,
+    /// How often it was tried.
+    pub attempts: u32,
+    /// What came of it the last time.
+    pub error: String,
 }
 
 /// A key that was replaced.
@@ -68,12 +112,58 @@ impl ServiceState {
                     self.publishable_creates_rooms = e.publishable_creates_rooms;
                     self.origins.clone_from(&e.origins);
                 }
+                Event::WebhookSet(e) => self.set_webhook(e, commit.time),
+                Event::WebhookAdvanced(e) => {
+                    if let Some(hook) = self.webhooks.get_mut(&e.webhook) {
+                        hook.cursor.clone_from(&e.cursor);
+                        hook.failing = None;
+                    }
+                }
+                Event::WebhookClaimed(e) => {
+                    if let Some(hook) = self.webhooks.get_mut(&e.webhook) {
+                        hook.node.clone_from(&e.node);
+                        hook.edition += 1;
+                    }
+                }
+                Event::WebhookFailed(e) => {
+                    if let Some(hook) = self.webhooks.get_mut(&e.webhook) {
+                        hook.failing =
+                            Some(Failing { since: e.since, attempts: e.attempts, error: e.error.clone() });
+                    }
+                }
+                Event::WebhookRemoved(e) => {
+                    self.webhooks.remove(&e.webhook);
+                }
                 Event::ServiceDeleted(_) => self.deleted = true,
                 _ => {}
             }
         }
         self.head = Some(commit.head());
         Ok(())
+    }
+
+    /// Version folded up to; 0 before the first event.
+    pub fn version(&self) -> Version {
+        self.head.map_or(Version(0), |head| head.version)
+    }
+
+    fn set_webhook(&mut self, set: &WebhookSet, time: Timestamp) {
+        let before = self.webhooks.remove(&set.webhook);
+        let cursor = before.as_ref().map(|hook| hook.cursor.clone());
+        let hook = Webhook {
+            url: set.url.clone(),
+            types: set.types.clone(),
+            enabled: set.enabled,
+            generation: set.generation,
+            old_until: set.old_until,
+            key: set.key.clone(),
+            cursor: set.cursor.clone().or(cursor).unwrap_or_default(),
+            node: before.as_ref().and_then(|hook| hook.node.clone()),
+            edition: before.as_ref().map_or(1, |hook| hook.edition + 1),
+            failing: None,
+            created: before.map_or(time, |hook| hook.created),
+        };
+        self.webhooks.insert(set.webhook.clone(), hook);
     }
 
     /// One key may be before the current one: that before it ends, whatever was said of it.

@@ -30,6 +30,11 @@ impl ServiceCheck {
                 Event::ServiceKeyRotated(_)
                 | Event::ServiceOldKeyRevoked(_)
                 | Event::ServiceChanged(_)
+                | Event::WebhookSet(_)
+                | Event::WebhookClaimed(_)
+                | Event::WebhookAdvanced(_)
+                | Event::WebhookFailed(_)
+                | Event::WebhookRemoved(_)
                 | Event::ServiceDeleted(_) => {
                     report.must(self.made && !self.deleted, "service", || {
                         format!("{kind} of a service that is not there")

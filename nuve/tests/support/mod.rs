@@ -27,7 +27,7 @@ use roomlog_bus::{
     subject::Subject,
     time::SystemClock,
 };
-use roomlog_nuve::{Nuve, NuveSettings};
+use roomlog_nuve::{Nuve, NuveSettings, start_with, webhooks::deliver::Deliver};
 use roomlog_projections::{directory::LiveDirectory, node::NodeState, room::RoomState};
 use serde_json::Value;
 use tokio::task::JoinHandle;
@@ -49,6 +49,12 @@ impl Cell {
             journal: Arc::new(MemoryJournal::new()),
             seed: std::sync::atomic::AtomicU8::new(1),
         }
+    }
+
+    /// With a journal that stands before the usual one.
+    pub fn over(journal: impl FnOnce(Arc<dyn Journal>) -> Arc<dyn Journal>) -> Self {
+        let cell = Self::new();
+        Self { journal: journal(cell.journal.clone()), ..cell }
     }
 
     pub fn env(&self) -> Env {
@@ -74,6 +80,17 @@ impl Cell {
         let directory = LiveDirectory::start(self.journal.clone()).await.unwrap();
         let (bus, journal) = (self.bus.clone(), self.journal.clone());
         let nuve = roomlog_nuve::start(settings, bus, journal, directory.clone(), self.env()).await.unwrap();
+        Front { router: nuve.router(), nuve, directory }
+    }
+
+    /// A node that calls the receivers of webhooks by `deliver`, and whose own view is `lag` behind the journal.
+    pub async fn nuve_with(&self, settings: NuveSettings, deliver: Arc<dyn Deliver>, lag: Duration) -> Front {
+        let late: Arc<dyn Journal> = Arc::new(LateJournal { journal: self.journal.clone(), lag });
+        let directory =
+            LiveDirectory::start(if lag.is_zero() { self.journal.clone() } else { late }).await.unwrap();
+        let (bus, journal) = (self.bus.clone(), self.journal.clone());
+        let started = start_with(settings, bus, journal, directory.clone(), self.env(), deliver).await;
+        let nuve = started.unwrap();
         Front { router: nuve.router(), nuve, directory }
     }
 
@@ -281,6 +298,8 @@ impl Ask {
 pub struct FakeEc {
     pub id: EcId,
     pub log: Log,
+    /// Happens before the next change of a room, after whoever asks for that has looked.
+    pub first: Arc<std::sync::Mutex<Option<Event>>>,
     tasks: Vec<JoinHandle<()>>,
 }
 
@@ -306,13 +325,23 @@ impl FakeEc {
         log.append(node.clone(), state.head, Draft::default(), &[event.into()]).await.unwrap();
         let mut requests = cell.bus.subscribe(Subject::rpc(&node).into(), None).await.unwrap();
         let beat = tokio::spawn(beats(cell.bus.clone(), node, incarnation, false));
+        let first: Arc<std::sync::Mutex<Option<Event>>> = Arc::default();
         let answers = {
-            let (bus, log, ec) = (cell.bus.clone(), log.clone(), ec.clone());
+            let (bus, log, ec, first) = (cell.bus.clone(), log.clone(), ec.clone(), first.clone());
             tokio::spawn(async move {
                 while let Some(message) = requests.next().await {
                     // As a real one: what does not read, such as the empty question whether it is there, is answered so.
                     let answer = match Payload(message.payload.clone()).decode::<EcRequest>() {
-                        Ok(request) => serve(&log, &ec, request).await,
+                        Ok(request) => {
+                            let event = match &request {
+                                EcRequest::ChangeRoom { .. } => first.lock().unwrap().take(),
+                                _ => None,
+                            };
+                            if let (EcRequest::ChangeRoom { room, .. }, Some(event)) = (&request, event) {
+                                append(&log, room, &[event]).await;
+                            }
+                            serve(&log, &ec, request).await
+                        }
                         Err(error) => Err(RpcError::Malformed { reason: error.to_string() }),
                     };
                     respond(&*bus, &message, Payload::encode(&answer).0).await.unwrap();
@@ -321,7 +350,7 @@ impl FakeEc {
         };
         // The first heartbeat has been taken by whoever listens.
         tokio::time::sleep(Duration::from_millis(20)).await;
-        Self { id: ec, log, tasks: vec![beat, answers] }
+        Self { id: ec, log, first, tasks: vec![beat, answers] }
     }
 
     pub fn incarnation(&self) -> Incarnation {
