@@ -372,10 +372,9 @@ impl Connection {
             (Incoming::Notification, _) | (_, None) => Ok(()),
             (frame, Some(member)) => {
                 let message = RoomMessage::Frame { client: member.client.clone(), socket: self.id, frame };
-                // Waiting here is the back pressure on a client that asks faster than its room can work.
-                if member.room.send(message).await.is_err() {
-                    return Err(End::Close(Closed::Told, FINAL, "room closed".into()));
-                }
+                // Waiting here is the back pressure on a client that asks faster than its room can work. A room that has ended has said why
+                // in this socket's queue, or dropped it.
+                let _ = member.room.send(message).await;
                 Ok(())
             }
         }

@@ -6,7 +6,10 @@ use std::{
 };
 
 use roomlog_bus::ids::RoomId;
-use tokio::sync::mpsc::{self, error::TrySendError};
+use tokio::sync::{
+    mpsc::{self, error::TrySendError},
+    watch,
+};
 
 use crate::{
     Shared,
@@ -17,14 +20,9 @@ use crate::{
 /// The inboxes of the running rooms.
 #[derive(Default)]
 pub(crate) struct Rooms {
-    running: Mutex<Running>,
-}
-
-#[derive(Default)]
-struct Running {
-    inboxes: BTreeMap<RoomId, mpsc::Sender<RoomMessage>>,
-    /// This start of the EC is over: a room that began now would have nobody to tell it that it is another's.
-    over: bool,
+    running: Mutex<BTreeMap<RoomId, mpsc::Sender<RoomMessage>>>,
+    /// This start of the EC is over. Set under the lock: a room that began after it would have nobody to tell it that it is another's.
+    over: watch::Sender<bool>,
 }
 
 impl Rooms {
@@ -36,14 +34,13 @@ impl Rooms {
         room: &RoomId,
         message: RoomMessage,
     ) -> Result<mpsc::Sender<RoomMessage>, Refusal> {
-        let mut running = self.lock();
-        if running.over {
+        let mut inboxes = self.lock();
+        if *self.over.borrow() {
             return Err(Refusal::Retry("this EC begins again".into()));
         }
-        let inboxes = &mut running.inboxes;
         let inbox = inboxes.entry(room.clone()).or_insert_with(|| {
             let (inbox, messages) = mpsc::channel(shared.settings.room_queue);
-            tokio::spawn(Room::new(shared.clone(), room.clone()).run(messages));
+            tokio::spawn(Room::new(shared.clone(), room.clone()).run(messages, self.over.subscribe()));
             inbox
         });
         match inbox.try_send(message) {
@@ -58,7 +55,7 @@ impl Rooms {
 
     /// Gives a message to every running room.
     pub(crate) fn broadcast(&self, mut message: impl FnMut() -> RoomMessage) {
-        for (room, inbox) in &self.lock().inboxes {
+        for (room, inbox) in &*self.lock() {
             if inbox.try_send(message()).is_err() {
                 tracing::warn!(%room, "a room is too busy for news; its inventory comes back to it");
             }
@@ -67,12 +64,12 @@ impl Rooms {
 
     /// Whether `room` runs.
     pub(crate) fn runs(&self, room: &RoomId) -> bool {
-        self.lock().inboxes.contains_key(room)
+        self.lock().contains_key(room)
     }
 
     /// How many run.
     pub(crate) fn len(&self) -> usize {
-        self.lock().inboxes.len()
+        self.lock().len()
     }
 
     /// Takes a room off the list unless a message has come in.
@@ -81,26 +78,20 @@ impl Rooms {
         if !inbox.is_empty() {
             return false;
         }
-        running.inboxes.remove(room);
+        running.remove(room);
         inbox.close();
         true
     }
 
-    /// Ends every room task, which closes its sockets, and lets none begin any more. Dropping the inboxes would not do: each socket holds one.
+    /// Ends every room task, whatever it waits for, which closes its sockets; and lets none begin any more. Dropping the inboxes would not
+    /// do: each socket holds one.
     pub(crate) fn clear(&self) {
-        let inboxes = {
-            let mut running = self.lock();
-            running.over = true;
-            std::mem::take(&mut running.inboxes)
-        };
-        for inbox in inboxes.into_values() {
-            if let Err(TrySendError::Full(end)) = inbox.try_send(RoomMessage::End) {
-                tokio::spawn(async move { inbox.send(end).await });
-            }
-        }
+        let mut running = self.lock();
+        self.over.send_replace(true);
+        running.clear();
     }
 
-    fn lock(&self) -> MutexGuard<'_, Running> {
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<RoomId, mpsc::Sender<RoomMessage>>> {
         self.running.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

@@ -27,10 +27,10 @@ use roomlog_bus::{
     time::Timestamp,
     token::Claims,
 };
-use roomlog_projections::room::RoomState;
+use roomlog_projections::{membership::stopped, room::RoomState};
 use serde_json::{Value, json};
 use tokio::{
-    sync::{mpsc, oneshot},
+    sync::{mpsc, oneshot, watch},
     task::JoinSet,
     time::Instant,
 };
@@ -115,8 +115,6 @@ pub enum RoomMessage {
     CheckOwner,
     /// The log has not been reached for too long: the clients are told.
     Suspended,
-    /// This incarnation is over: the sockets are closed, and their clients resume wherever the room is then.
-    End,
 }
 
 /// What came of work that was under way outside the task.
@@ -195,11 +193,32 @@ impl Room {
         }
     }
 
-    /// Runs until the room is empty, deleted or another's.
-    pub(crate) async fn run(mut self, mut inbox: mpsc::Receiver<RoomMessage>) {
+    /// Runs until the room is empty, deleted or another's, or this start of the EC is over.
+    pub(crate) async fn run(
+        mut self,
+        mut inbox: mpsc::Receiver<RoomMessage>,
+        mut over: watch::Receiver<bool>,
+    ) {
+        tokio::select! {
+            biased;
+            // In the middle of whatever it does: nobody hears the EAs for this start any more, and the next start has the room. What was
+            // sent and not answered is found in the log, or by the inventory.
+            () = stopped(&mut over) => {}
+            () = self.live(&mut inbox) => {}
+        }
+        for (ea, _) in std::mem::take(&mut self.state.placements) {
+            self.shared.eas.released(&ea, &self.id);
+        }
+        for (_, mut session) in std::mem::take(&mut self.sessions) {
+            // Whoever is still here has not left: the room is another's now, or this node stops.
+            if self.lost { session.close(FINAL, "moved") } else { session.close(RESTART, "restarting") }
+        }
+    }
+
+    async fn live(&mut self, inbox: &mut mpsc::Receiver<RoomMessage>) {
         while let Err(refusal) = self.take_on().await {
             tracing::warn!(room = %self.id, %refusal, "room not taken on");
-            if !matches!(refusal, Refusal::Retry(_)) || inbox.is_closed() {
+            if !matches!(refusal, Refusal::Retry(_)) {
                 break;
             }
             // Without the log nothing can be said of the room, not even that it is not there: whoever asks waits.
@@ -207,8 +226,8 @@ impl Room {
         }
         self.let_go_if_lost();
         loop {
-            if self.idle() && self.shared.rooms.retire(&self.id, &mut inbox) {
-                break;
+            if self.idle() && self.shared.rooms.retire(&self.id, inbox) {
+                return;
             }
             let wake = self.next_deadline();
             tokio::select! {
@@ -218,20 +237,12 @@ impl Room {
                     Err(error) => tracing::error!(room = %self.id, %error, "work of a room broke off"),
                 },
                 message = inbox.recv() => match message {
-                    // Its sockets hold inboxes too, so that the inbox alone does not close when this incarnation ends.
-                    Some(RoomMessage::End) | None => break,
                     Some(message) => self.handle(message).await,
+                    None => return,
                 },
                 () = tokio::time::sleep_until(wake) => self.on_time().await,
             }
             self.follow_up().await;
-        }
-        for (ea, _) in std::mem::take(&mut self.state.placements) {
-            self.shared.eas.released(&ea, &self.id);
-        }
-        for (_, mut session) in std::mem::take(&mut self.sessions) {
-            // Whoever is still here has not left: the room is another's now, or this node stops.
-            if self.lost { session.close(FINAL, "moved") } else { session.close(RESTART, "restarting") }
         }
     }
 
@@ -483,7 +494,6 @@ impl Room {
                     self.check_owner_again = Some(Instant::now() + TRY_AGAIN);
                 }
             },
-            RoomMessage::End => {}
             RoomMessage::Suspended => {
                 for session in self.sessions.values_mut() {
                     session.send(protoo::notification("suspended", &json!({})));

@@ -427,8 +427,8 @@ impl Inner {
         // Who was away itself counts silence anew.
         if !heard && !registered && !self.nodes[from].in_trouble(since, self.now) {
             let line = format!(
-                "{} asks {ea} for {room}, and has not heard it for {SUSPECTED} us",
-                self.nodes[from].name
+                "{} asks {ea} for {room} at {} us, and has not heard it for {SUSPECTED} us",
+                self.nodes[from].name, self.now
             );
             self.broken.push(line);
         }
