@@ -10,6 +10,7 @@ use roomlog_bus::{
     commit::{Cause, StreamId},
     events::RoomLimits,
     ids::{ClientId, ProducerId, RoomId, ServiceId, Version},
+    journal::read_all,
     rights::Rights,
     rpc::{EcAnswer, EcRequest, RpcError},
 };
@@ -28,6 +29,9 @@ use crate::{
     tokens::{RightsDocument, Role},
     users::{self, User, no_user},
 };
+
+/// A change of a part of a room is tried so often when the room changes meanwhile: each round takes a few milliseconds.
+const CHANGE_ROUNDS: u32 = 8;
 
 impl App {
     /// Has the owner of a room do something to what is in it; `missing` is the refusal where that is not there.
@@ -66,16 +70,31 @@ impl App {
         Err(problem::CONTENDED.detail(format!("Room {id} moves from EC to EC.")).retry_after(1))
     }
 
+    /// Refuses where a room has had more since version `seen` than an EC: the caller has seen what it changes, but for that.
+    async fn only_placed(&self, room: &RoomId, seen: Version, now: Version) -> Result<(), Problem> {
+        if now <= seen {
+            return Ok(());
+        }
+        let since = read_all(&*self.journal, &StreamId::from(room), seen.next()).await?;
+        let since = since.iter().flat_map(|commit| {
+            (commit.version.0..).zip(&commit.events).map(|(version, event)| (version, event.kind.as_ref()))
+        });
+        match since.take_while(|(version, _)| *version <= now.0).any(|(_, kind)| kind != "RoomPlaced") {
+            true => Err(changed(now)),
+            false => Ok(()),
+        }
+    }
+
     /// Gives a room an EC that lives, unless it has one.
-    async fn with_owner(&self, service: &ServiceId, room: &RoomRef, cause: Cause) -> Result<RoomId, Problem> {
+    async fn with_owner(&self, service: &ServiceId, room: &RoomRef, cause: Cause) -> Result<(), Problem> {
         let brief = self.look_from(service, room, None, RoomBrief::of).await?;
         let lives = brief.owner.as_ref().is_some_and(|owner| self.health_of(owner) < Health::Lost);
-        let id = brief.id.clone();
         if !lives {
+            let id = brief.id.clone();
             let placed = self.place(brief, cause).await?;
-            self.look_from(service, &RoomRef::Id(id.clone()), Some(placed.version.0), |_, _| ()).await?;
+            self.look_from(service, &RoomRef::Id(id), Some(placed.version.0), |_, _| ()).await?;
         }
-        Ok(id)
+        Ok(())
     }
 }
 
@@ -110,23 +129,42 @@ pub async fn change_room(
     let room = RoomRef::parse(&room)?;
     let limits: Option<RoomLimits> = change.limits.as_ref().map(Limits::checked).transpose()?;
     let metadata = change.metadata.map(|new| check_metadata(Some(new))).transpose()?;
-    // Before it is given an EC, which is a version of its own.
-    let seen = app.look_from(&service, &room, None, |_, state| state.version()).await?;
-    let demanded = if_match.check(seen)?.is_some();
-    let id = app.with_owner(&service, &room, cause).await?;
+    let (id, seen) = app.look_from(&service, &room, None, |id, state| (id.clone(), state.version())).await?;
+    let demanded = if_match.check(seen)?;
     let room = RoomRef::Id(id.clone());
-    let (now, old) =
-        app.look_from(&service, &room, None, |_, state| (state.version(), state.info.clone())).await?;
-    let old = old.ok_or_else(|| no_room(&room))?;
-    let metadata = metadata.unwrap_or(old.metadata);
-    let limits = limits.unwrap_or(old.limits);
-    let request = |room: &RoomId| EcRequest::ChangeRoom {
-        room: room.clone(),
-        metadata: metadata.clone(),
-        limits,
-        if_version: demanded.then_some(now),
+    app.with_owner(&service, &room, cause).await?;
+    let mut rounds = 0;
+    let version = loop {
+        let (now, old) =
+            app.look_from(&service, &room, None, |_, state| (state.version(), state.info.clone())).await?;
+        let old = old.ok_or_else(|| no_room(&room))?;
+        if let Some(seen) = demanded {
+            app.only_placed(&id, seen, now).await?;
+        }
+        // What is left out stays as it is, and not as it was: the owner is told of which version that is said.
+        let depends = demanded.is_some() || metadata.is_none() || limits.is_none();
+        let request = |room: &RoomId| EcRequest::ChangeRoom {
+            room: room.clone(),
+            metadata: metadata.clone().unwrap_or_else(|| old.metadata.clone()),
+            limits: limits.unwrap_or(old.limits),
+            if_version: depends.then_some(now),
+        };
+        rounds += 1;
+        match app.at_owner(&service, &room, || no_room(&room), request).await {
+            Err(refused) if refused.kind == problem::CHANGED && demanded.is_none() => {
+                if rounds == CHANGE_ROUNDS {
+                    return Err(problem::CONTENDED
+                        .detail(format!("Room {id} changes all the time."))
+                        .retry_after(1));
+                }
+                // This node's own view has to hear of it too.
+                if let Some(version) = refused.extra.get("version").and_then(Value::as_u64) {
+                    app.settle(&StreamId::from(&id), Version(version)).await;
+                }
+            }
+            version => break version?,
+        }
     };
-    let version = app.at_owner(&service, &room, || no_room(&room), request).await?;
     app.settle(&StreamId::from(&id), version).await;
     let changed = app.look_from(&service, &room, Some(version.0), describe).await?;
     Ok((versioned(version), Json(changed)).into_response())

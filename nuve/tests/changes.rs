@@ -4,9 +4,17 @@
 
 mod support;
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
-use roomlog_bus::events::Event;
+use roomlog_bus::{
+    commit::Commit,
+    env::Env,
+    events::{Event, RoomChanged, RoomLimits},
+    ids::Epoch,
+    journal::{AppendError, Before, Journal},
+    log::{Draft, Log},
+    time::SystemClock,
+};
 use serde_json::json;
 use support::{ADMIN, Cell, FakeEc};
 
@@ -149,4 +157,69 @@ async fn rights_are_given_with_the_token_and_changed_at_the_owner() {
     let tokens = format!("/v1/rooms/{room}/tokens");
     front.post(&tokens, body.clone()).key(&keys.publishable).send().await.is(403).problem("wrong-key");
     front.post(&tokens, body).key(&keys.secret).send().await.is(201);
+}
+
+/// A journal in which, once a room is given an EC, somebody changes that room before anybody has read it.
+struct ChangedAtOnce(Arc<dyn Journal>);
+
+#[async_trait::async_trait]
+impl Before for ChangedAtOnce {
+    fn behind(&self) -> &dyn Journal {
+        &*self.0
+    }
+
+    async fn append(&self, commit: Commit) -> Result<(), AppendError> {
+        self.0.append(commit.clone()).await?;
+        if commit.events.iter().any(|event| event.kind.as_ref() == "RoomPlaced") {
+            let env = Env::new(Arc::new(SystemClock), [99; 32]);
+            let log = Log::new(self.0.clone(), env, commit.writer.clone());
+            let event = RoomChanged { metadata: json!({"by": "another"}), limits: RoomLimits::default() };
+            let draft = Draft { epoch: Epoch(1), ..Draft::default() };
+            log.append(commit.stream.clone(), Some(commit.head()), draft, &[event.into()]).await?;
+        }
+        Ok(())
+    }
+}
+
+#[tokio::test]
+async fn what_changed_between_looking_and_changing_is_not_lost() {
+    let by_another = json!({"by": "another"});
+    // On its way to an EC.
+    let cell = Cell::over(|journal| Arc::new(ChangedAtOnce(journal)));
+    let front = cell.nuve(Cell::settings("n1")).await;
+    let _ec = FakeEc::start(&cell, "e1").await;
+    let keys = front.service().await;
+    let made = front.post("/v1/rooms", json!({"name": "a"})).key(&keys.secret).send().await.is(201);
+    let path = format!("/v1/rooms/{}", made.at("id"));
+    let tag = made.headers["etag"].to_str().unwrap();
+    let change = front.patch(&path, json!({"metadata": {"by": "us"}})).key(&keys.secret);
+    change.header("if-match", tag).send().await.is(412).problem("changed");
+    assert_eq!(front.get(&path).key(&keys.secret).send().await.is(200).json()["metadata"], by_another);
+
+    // On the way to the owner.
+    let cell = Cell::new();
+    let front = cell.nuve(Cell::settings("n1")).await;
+    let ec = FakeEc::start(&cell, "e1").await;
+    let keys = front.service().await;
+    let room = front.token(&keys.secret, "r", "Ann").await.is(201).at("roomId");
+    let path = format!("/v1/rooms/{room}");
+    let meanwhile = |n: u32| {
+        let event = RoomChanged { metadata: json!({"by": n}), limits: RoomLimits::default() };
+        *ec.first.lock().unwrap() = Some(event.into());
+    };
+    let seen = front.get(&path).key(&keys.secret).send().await.is(200);
+    meanwhile(1);
+    let change = front.patch(&path, json!({"metadata": {"by": "us"}})).key(&keys.secret);
+    let tag = seen.headers["etag"].to_str().unwrap();
+    change.header("if-match", tag).send().await.is(412).problem("changed");
+    // Whoever changes a part keeps the rest as it is by then.
+    meanwhile(2);
+    let changed = front.patch(&path, json!({"limits": {"maxClients": 7}})).key(&keys.secret);
+    let changed = changed.send().await.is(200).json();
+    assert_eq!((&changed["metadata"], &changed["limits"]["maxClients"]), (&json!({"by": 2}), &json!(7)));
+    // Who says everything needs to know nothing.
+    meanwhile(3);
+    let body = json!({"metadata": {"by": "us"}, "limits": {"maxClients": 8}});
+    let changed = front.patch(&path, body).key(&keys.secret).send().await.is(200).json();
+    assert_eq!(changed["metadata"], json!({"by": "us"}));
 }
