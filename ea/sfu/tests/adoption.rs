@@ -2,26 +2,27 @@
 
 #![allow(clippy::unwrap_used, reason = "a failing helper is a failing test")]
 
+#[path = "common/child.rs"]
+mod child;
+
 use std::{
-    io::{Read, Write},
+    io::Write,
     os::unix::net::UnixStream,
     path::{Path, PathBuf},
-    process::{Child, Command, Stdio},
+    process::Child,
     time::{Duration, Instant},
 };
 
+use child::{PATIENCE, read};
 use roomlog_bus::{
     ids::{EaId, Incarnation, RoomId, TransportId, WorkerIndex},
-    media::{MediaAnswer, MediaCommand},
+    media::{MediaAnswer, MediaCommand, MediaError},
 };
 use roomlog_sfu::{
     adoption::{Adoptable, CONTROL_PROTOCOL, Hello, HelloAnswer, SocketName},
     control::{FrameDecoder, FromWorker, ToWorker, WorkerConfig, encode},
 };
 use serde::{Serialize, de::DeserializeOwned};
-
-/// For a machine that is slow and busy.
-const PATIENCE: Duration = Duration::from_secs(20);
 
 struct Worker {
     child: Child,
@@ -33,16 +34,6 @@ impl Worker {
     fn start(name: &str, within: Duration) -> Self {
         let folder = std::env::temp_dir().join(format!("roomlog-{name}-{}", std::process::id()));
         std::fs::create_dir_all(&folder).unwrap();
-        let mut program: PathBuf = std::env::current_exe().unwrap();
-        program.pop();
-        program.pop();
-        program.push("examples/sfu_worker");
-        let mut child = Command::new(&program)
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::null())
-            .spawn()
-            .unwrap_or_else(|e| panic!("{}: {e}; cargo build --examples makes it", program.display()));
         let adoptable = Adoptable {
             folder: folder.clone(),
             ea: EaId::new("ea").unwrap(),
@@ -53,8 +44,7 @@ impl Worker {
         };
         let config =
             WorkerConfig { adoptable: Some(adoptable), ..WorkerConfig::new("127.0.0.1:0".parse().unwrap()) };
-        child.stdin.as_mut().unwrap().write_all(&encode(&config).unwrap()).unwrap();
-        let mut worker = Self { child, folder };
+        let mut worker = Self { child: child::start(&config), folder };
         let ready: FromWorker =
             read(worker.child.stdout.as_mut().unwrap(), &mut FrameDecoder::new()).unwrap();
         assert!(matches!(ready, FromWorker::Ready { .. }));
@@ -76,14 +66,7 @@ impl Worker {
     }
 
     fn ended(&mut self) -> std::process::ExitStatus {
-        let until = Instant::now() + PATIENCE;
-        loop {
-            if let Some(status) = self.child.try_wait().unwrap() {
-                return status;
-            }
-            assert!(Instant::now() < until, "still running");
-            std::thread::sleep(Duration::from_millis(5));
-        }
+        child::ended(&mut self.child)
     }
 
     fn runs(&mut self) -> bool {
@@ -96,20 +79,6 @@ impl Drop for Worker {
         let _ = self.child.kill();
         let _ = self.child.wait();
         let _ = std::fs::remove_dir_all(&self.folder);
-    }
-}
-
-/// The next frame; none at the end.
-fn read<T: DeserializeOwned>(from: &mut impl Read, decoder: &mut FrameDecoder) -> Option<T> {
-    let mut buffer = [0; 4096];
-    loop {
-        if let Some(message) = decoder.next().unwrap() {
-            return Some(message);
-        }
-        match from.read(&mut buffer) {
-            Ok(0) | Err(_) => return None,
-            Ok(count) => decoder.push(&buffer[..count]),
-        }
     }
 }
 
@@ -136,11 +105,11 @@ impl Ea {
         read(&mut self.stream, &mut self.decoder)
     }
 
-    fn ask(&mut self, id: u64, command: MediaCommand) -> MediaAnswer {
+    fn ask(&mut self, id: u64, command: MediaCommand) -> Result<MediaAnswer, MediaError> {
         self.write(&ToWorker::Request { id, room: room(), command });
         loop {
             match self.read().expect("an answer") {
-                FromWorker::Answer { id: of, result } if of == id => return result.unwrap(),
+                FromWorker::Answer { id: of, result } if of == id => return result,
                 _ => {}
             }
         }
@@ -179,7 +148,7 @@ fn a_worker_that_outlives_its_ea_is_taken_over_with_all_it_holds() {
     let HelloAnswer::Welcome(welcome) = answer else { panic!("{answer:?}") };
     assert_eq!(welcome.rooms, [room()]);
     assert_eq!(welcome.config.adoptable.map(|a| (a.worker, a.generation)), Some((WorkerIndex(0), 7)));
-    let MediaAnswer::Inventory { inventory } = ea.ask(1, MediaCommand::Inventory) else { panic!() };
+    let Ok(MediaAnswer::Inventory { inventory }) = ea.ask(1, MediaCommand::Inventory) else { panic!() };
     assert_eq!(inventory.transports.iter().map(|t| &t.id).collect::<Vec<_>>(), [&transport]);
 
     // It outlives this one, too, and ends in order when it is told to.
@@ -215,6 +184,50 @@ fn only_a_later_start_of_the_same_ea_takes_a_worker_from_one_that_is_there() {
     ea.write(&ToWorker::Ping { id: 1 });
     assert!(matches!(ea.read(), Some(FromWorker::Pong { id: 1, .. })));
     assert!(worker.runs());
+}
+
+#[test]
+fn what_an_ea_said_before_it_was_gone_is_done_for_the_next() {
+    let mut worker = Worker::start("said", Duration::from_secs(60));
+    let (mut ea, answer) = Ea::connect(&worker.socket(), &hello(2));
+    assert!(matches!(answer, HelloAnswer::Welcome(_)), "{answer:?}");
+    // As when it waited in the pipe.
+    let said = ToWorker::Request { id: 77, room: room(), command: MediaCommand::CreateRouter };
+    worker.child.stdin.as_mut().unwrap().write_all(&encode(&said).unwrap()).unwrap();
+    worker.orphan();
+    let until = Instant::now() + PATIENCE;
+    for id in 1.. {
+        match ea.ask(id, MediaCommand::Inventory) {
+            Ok(_) => break,
+            Err(error) => assert!(Instant::now() < until, "the router is not there: {error}"),
+        }
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
+#[test]
+fn who_says_nothing_or_nonsense_keeps_nobody_out() {
+    let worker = Worker::start("silent", Duration::from_secs(60));
+    let socket = worker.socket();
+    let silent = UnixStream::connect(&socket).unwrap();
+    let mut nonsense = UnixStream::connect(&socket).unwrap();
+    nonsense.write_all(&[0xff; 64]).unwrap();
+    let (_, answer) = Ea::connect(&socket, &hello(2));
+    assert!(matches!(answer, HelloAnswer::Welcome(_)), "{answer:?}");
+    drop(silent);
+}
+
+#[test]
+fn a_worker_that_was_taken_over_waits_for_the_next_as_long_as_it_was_told_then() {
+    let mut worker = Worker::start("again", Duration::from_secs(60));
+    let socket = worker.socket();
+    worker.orphan();
+    let (ea, answer) = Ea::connect(&socket, &Hello { within_ms: 300, ..hello(2) });
+    assert!(matches!(answer, HelloAnswer::Welcome(_)), "{answer:?}");
+    std::thread::sleep(Duration::from_millis(600));
+    assert!(worker.runs(), "it is not alone as long as this one is there");
+    drop(ea);
+    assert!(worker.ended().success());
 }
 
 #[test]

@@ -5,7 +5,6 @@ mod common;
 use std::{alloc::System, time::Duration};
 
 use common::*;
-use roomlog_bus::ortc::MediaKind;
 use stats_alloc::{INSTRUMENTED_SYSTEM, Region, StatsAlloc};
 
 #[global_allocator]
@@ -20,14 +19,7 @@ const FRAMES: u16 = 500;
 #[test]
 fn a_packet_that_is_forwarded_allocates_nothing() {
     let mut world = World::new();
-    let mut alice = Client::connected(&mut world, "a", 5001);
-    let producer = produce(&mut world, &alice, "p", MediaKind::Video, single());
-    for i in 0..CONSUMERS {
-        let bob = Client::connected(&mut world, &format!("b{i}"), 6000 + i);
-        consume(&mut world, &bob, &format!("c{i}"), &producer);
-    }
-    world.outbox();
-    alice.out.clear();
+    let mut alice = watched_by(&mut world, CONSUMERS);
     let (mut sent, mut allocations) = (0, 0);
     for frame in 0..WARM_FRAMES + FRAMES {
         for part in 0..FRAME_PACKETS {

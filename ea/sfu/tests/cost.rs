@@ -5,7 +5,6 @@ mod common;
 use std::time::Instant;
 
 use common::*;
-use roomlog_bus::ortc::MediaKind;
 
 #[test]
 #[ignore = "a measurement"]
@@ -13,14 +12,7 @@ fn cost_of_a_forwarded_packet() {
     const CONSUMERS: u16 = 20;
     const PACKETS: u16 = 20_000;
     let mut world = World::new();
-    let mut alice = Client::connected(&mut world, "a", 5001);
-    let producer = produce(&mut world, &alice, "p", MediaKind::Video, single());
-    for i in 0..CONSUMERS {
-        let bob = Client::connected(&mut world, &format!("b{i}"), 6000 + i);
-        consume(&mut world, &bob, &format!("c{i}"), &producer);
-    }
-    world.outbox();
-    alice.out.clear();
+    let mut alice = watched_by(&mut world, CONSUMERS);
     for number in 0..PACKETS {
         let payload = [&vp8(number, number == 0)[..], &[7; 1100]].concat();
         alice.send(frame_header(SSRC, number), &[(1, b"v"), (3, &number.to_be_bytes())], &payload);

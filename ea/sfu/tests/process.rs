@@ -2,12 +2,13 @@
 
 #![allow(clippy::unwrap_used, reason = "a failing helper is a failing test")]
 
+#[path = "common/child.rs"]
+mod child;
+
 use std::{
-    io::{Read, Write},
+    io::Write,
     net::{SocketAddr, UdpSocket},
-    path::PathBuf,
-    process::{Child, ChildStdin, ChildStdout, Command, Stdio},
-    time::{Duration, Instant},
+    process::{Child, ChildStdin, ChildStdout},
 };
 
 use roomlog_bus::{
@@ -28,21 +29,9 @@ struct Worker {
 
 impl Worker {
     fn start(config: &WorkerConfig) -> Self {
-        // Examples are built beside the tests of a package.
-        let mut program: PathBuf = std::env::current_exe().unwrap();
-        program.pop();
-        program.pop();
-        program.push("examples/sfu_worker");
-        let mut child = Command::new(&program)
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::null())
-            .spawn()
-            .unwrap_or_else(|e| panic!("{}: {e}; cargo build --examples makes it", program.display()));
+        let mut child = child::start(config);
         let (stdin, stdout) = (child.stdin.take().unwrap(), child.stdout.take().unwrap());
-        let mut worker = Self { child, stdin: Some(stdin), stdout, decoder: FrameDecoder::new() };
-        worker.write(&encode(config).unwrap());
-        worker
+        Self { child, stdin: Some(stdin), stdout, decoder: FrameDecoder::new() }
     }
 
     fn write(&mut self, frame: &[u8]) {
@@ -55,17 +44,7 @@ impl Worker {
 
     /// The next frame; `None` at the end.
     fn read(&mut self) -> Option<FromWorker> {
-        let mut buffer = [0; 4096];
-        loop {
-            if let Some(message) = self.decoder.next().unwrap() {
-                return Some(message);
-            }
-            let count = self.stdout.read(&mut buffer).unwrap();
-            if count == 0 {
-                return None;
-            }
-            self.decoder.push(&buffer[..count]);
-        }
+        child::read(&mut self.stdout, &mut self.decoder)
     }
 
     fn ready(&mut self) -> SocketAddr {
@@ -76,14 +55,7 @@ impl Worker {
     }
 
     fn exits(&mut self) -> std::process::ExitStatus {
-        let until = Instant::now() + Duration::from_secs(5);
-        loop {
-            if let Some(status) = self.child.try_wait().unwrap() {
-                return status;
-            }
-            assert!(Instant::now() < until, "still running");
-            std::thread::sleep(Duration::from_millis(5));
-        }
+        child::ended(&mut self.child)
     }
 }
 
@@ -123,7 +95,7 @@ fn a_worker_serves_its_parent_and_clients_over_udp() {
     assert_eq!(ice_candidates[0].port, udp.port());
 
     let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
-    socket.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
+    socket.set_read_timeout(Some(child::PATIENCE)).unwrap();
     let provider = rtc_srtp::crypto::default_provider().unwrap();
     let username = format!("{}:me", ice.username_fragment);
     let request = stun::binding_request(provider.crypto(), &[5; 12], &username, &ice.password, true, true);

@@ -496,6 +496,19 @@ pub fn consume(
     (consumer, rtp_parameters)
 }
 
+/// A client that sends video to `consumers` others. What getting there took to say has been taken.
+pub fn watched_by(world: &mut World, consumers: u16) -> Client {
+    let mut alice = Client::connected(world, "a", 5001);
+    let producer = produce(world, &alice, "p", MediaKind::Video, single());
+    for i in 0..consumers {
+        let bob = Client::connected(world, &format!("b{i}"), 6000 + i);
+        consume(world, &bob, &format!("c{i}"), &producer);
+    }
+    world.outbox();
+    alice.out.clear();
+    alice
+}
+
 /// How many key frame requests are in some RTCP.
 pub fn plis(compound: &[u8], ssrc: u32) -> usize {
     rtcp::parse(compound).filter(|p| matches!(p, rtcp::Rtcp::Pli { media } if *media == ssrc)).count()
