@@ -1,6 +1,9 @@
 //! What all handlers share, and reading rooms and services: from the directory first, from the journal where that has not heard yet.
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::{
+    collections::BTreeMap,
+    sync::{Arc, RwLock},
+};
 
 use roomlog_bus::{
     bus::Bus,
@@ -10,7 +13,7 @@ use roomlog_bus::{
     ids::{Incarnation, RoomId, ServiceId, Version},
     journal::{Journal, read_all},
     log::Log,
-    token::{SigningKey, TokenKeys},
+    token::TokenKeys,
 };
 pub use roomlog_projections::membership::stopped;
 use roomlog_projections::{directory::LiveDirectory, room::RoomState, service::ServiceState};
@@ -23,6 +26,7 @@ use crate::{
     problem::Problem,
     services::DemoKeys,
     settings::NuveSettings,
+    signing::KeyRing,
     webhooks::{MasterKey, deliver::Deliver},
 };
 
@@ -45,7 +49,7 @@ pub struct App {
     /// Which start of it.
     pub incarnation: Incarnation,
     /// What this node signs tokens with.
-    pub signing: SigningKey,
+    pub signing: RwLock<KeyRing>,
     /// Keys of the other NUVE nodes, by the start of the node that told them.
     pub peer_keys: Mutex<BTreeMap<(StreamId, Incarnation), TokenKeys>>,
     /// Which ECs live.

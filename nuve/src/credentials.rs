@@ -5,7 +5,8 @@
 //! pk_<service id>_<43 characters>    asks for tokens only
 //! ```
 //! The service id in the key makes checking it one look-up, however many services there are, and lets a NUVE that has not heard of a
-//! new service yet read exactly that service's stream. The log holds only the SHA-256 of keys.
+//! new service yet read exactly that service's stream. The log holds only the SHA-256 of keys: a slow hash, as passwords need, would guard
+//! against guessing, and 256 random bits are not guessed; it would only make every request slow.
 
 use std::{
     fs, io,
@@ -95,6 +96,13 @@ pub struct SecretFileError {
     action: &'static str,
     path: PathBuf,
     source: io::Error,
+}
+
+impl SecretFileError {
+    /// `path` cannot be written.
+    pub(crate) fn writing(path: &Path, source: io::Error) -> Self {
+        Self { action: "write", path: path.to_owned(), source }
+    }
 }
 
 /// Reads the secret text in `folder/name`; where there is none, makes one and keeps it in a file of mode 0600, durably, before it is

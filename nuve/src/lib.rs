@@ -6,7 +6,11 @@
 
 #![forbid(unsafe_code)]
 
-use std::{collections::BTreeMap, sync::Arc, time::Duration};
+use std::{
+    collections::BTreeMap,
+    sync::{Arc, PoisonError, RwLock},
+    time::Duration,
+};
 
 use axum::Router;
 use roomlog_bus::{
@@ -17,7 +21,6 @@ use roomlog_bus::{
     journal::Journal,
     rpc::Heartbeat,
     subject::Subject,
-    token::SigningKey,
 };
 use roomlog_projections::{
     directory::LiveDirectory,
@@ -50,6 +53,7 @@ pub mod retention;
 mod rooms;
 pub mod services;
 pub mod settings;
+mod signing;
 pub mod state;
 pub mod takeover;
 pub mod tokens;
@@ -60,6 +64,7 @@ pub use settings::{EcPolicy, NuveSettings};
 
 use app::{App, AppState};
 use limits::shared::{Pace, Sharing};
+use signing::KeyRing;
 use webhooks::deliver::{Deliver, HttpDeliver};
 
 /// A node says that it is there this often.
@@ -82,9 +87,9 @@ pub enum NuveError {
     Secret(#[from] credentials::SecretFileError),
     /// The signing key's file does not read.
     #[error(
-        "{TOKEN_KEY_FILE} in the data folder is not 64 hex digits; remove it to have a new key made (tokens given out end)"
+        "{TOKEN_KEY_FILE} in the data folder: {0}; remove it to have a new key made (tokens given out end)"
     )]
-    TokenKey,
+    TokenKey(#[from] signing::Unreadable),
     /// Where webhooks may go.
     #[error("webhook-allow: {0}")]
     Targets(#[from] webhooks::targets::BadNetwork),
@@ -134,7 +139,7 @@ pub async fn start_with(
     if node == limit_stream() {
         return Err(NuveError::Reserved);
     }
-    let signing = signing_key(&settings, &env)?;
+    let signing = RwLock::new(signing_keys(&settings, &env)?);
     let admin_key_hash = match (&settings.admin_key, &settings.data_dir) {
         (Some(key), _) => Some(credentials::hash(key)),
         (None, Some(folder)) => {
@@ -225,7 +230,7 @@ pub async fn start_with(
         tasks.push(tokio::spawn(async move { recording.record(stopped).await }));
         sharing.first().await;
     }
-    tracing::info!(node = %app.node, incarnation = incarnation.0, kid = app.signing.kid(), "NUVE started");
+    tracing::info!(node = %app.node, incarnation = incarnation.0, "NUVE started");
     Ok(Nuve { app, stop, tasks })
 }
 
@@ -258,26 +263,32 @@ impl Nuve {
     }
 }
 
-/// The key tokens are signed with.
-fn signing_key(settings: &NuveSettings, env: &Env) -> Result<SigningKey, NuveError> {
-    let make = || {
-        let mut seed = [0; 32];
-        env.draw(|rng| rng.fill_bytes(&mut seed));
-        seed.iter().map(|byte| format!("{byte:02x}")).collect::<String>()
-    };
-    let text = match &settings.data_dir {
-        Some(folder) => credentials::load_or_make(folder, TOKEN_KEY_FILE, make)?,
-        None => make(),
-    };
-    let mut seed = [0; 32];
-    if text.len() != 64 || !text.is_ascii() {
-        return Err(NuveError::TokenKey);
+/// The keys tokens are signed with.
+fn signing_keys(settings: &NuveSettings, env: &Env) -> Result<KeyRing, NuveError> {
+    let (now, period) = (env.now(), Duration::from_secs(settings.token_key_s.max(1)));
+    let make = || env.draw(|rng| KeyRing::new(now, period, rng));
+    match &settings.data_dir {
+        Some(folder) => {
+            let text = credentials::load_or_make(folder, TOKEN_KEY_FILE, || make().text())?;
+            Ok(KeyRing::parse(&text, period)?)
+        }
+        None => Ok(make()),
     }
-    for (byte, digits) in seed.iter_mut().zip(text.as_bytes().chunks(2)) {
-        let digits = std::str::from_utf8(digits).expect("the text is ASCII");
-        *byte = u8::from_str_radix(digits, 16).map_err(|_| NuveError::TokenKey)?;
+}
+
+/// Makes the next signing key when the last one has begun to sign. Kept first: a token must not outlive its key because of a crash.
+fn rotate_signing_keys(app: &App) {
+    let now = app.env.now();
+    let mut ring = app.signing.write().unwrap_or_else(PoisonError::into_inner);
+    if !app.env.draw(|rng| ring.rotate(now, rng)) {
+        return;
     }
-    Ok(SigningKey::from_seed(&seed))
+    if let Some(folder) = &app.settings.data_dir
+        && let Err(error) = signing::keep(folder, TOKEN_KEY_FILE, &ring.text())
+    {
+        tracing::error!(%error, "the next signing key is not kept: tokens of it end with this process");
+    }
+    tracing::info!(kid = ring.current(now).kid(), "tokens are signed with this key");
 }
 
 fn watch_ecs(app: &App) -> Watch {
@@ -302,6 +313,7 @@ async fn tend(app: AppState, mut stop: watch::Receiver<bool>) {
             () = crate::app::stopped(&mut stop) => return,
             _ = forget.tick() => app.limits.forget_quiet(),
             _ = beats.tick() => {
+                rotate_signing_keys(&app);
                 let beat = Heartbeat { node: app.node.clone(), incarnation: app.incarnation, rooms: 0, clients: 0, draining: false };
                 let message = Message {
                     subject: Subject::heartbeat(&app.node),

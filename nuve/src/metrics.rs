@@ -118,7 +118,7 @@ impl Metrics {
 }
 
 /// Counters and gauges in Prometheus' text format.
-#[utoipa::path(get, path = "/metrics", tag = "operation", responses((status = 200, body = String, content_type = "text/plain")))]
+#[utoipa::path(get, path = "/metrics", tag = "operation", responses((status = 200, body = String, content_type = "text/plain"), (status = 403, description = "the administration is elsewhere", body = crate::problem::ProblemDocument)))]
 pub async fn metrics(State(app): State<AppState>) -> impl IntoResponse {
     let mut text = app.metrics.text();
     let views = app.ecs.view(&app.directory.read());

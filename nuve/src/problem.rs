@@ -87,6 +87,8 @@ problems! {
         "`producers` of the user lists what it sends; it may have stopped.";
     NO_NODE = "no-such-node", NOT_FOUND, "No such node runs",
         "/v1/nodes lists the nodes; only an EC or an EA that runs can be drained.";
+    ADMIN_ELSEWHERE = "admin-elsewhere", FORBIDDEN, "The administration is not served to this address",
+        "It answers the machine itself, or the address that the operator has given it (admin-listen).";
     NO_WEBHOOK = "no-such-webhook", NOT_FOUND, "No such webhook",
         "It was never made, was removed, or belongs to another service.";
     TOO_MANY_WEBHOOKS = "too-many-webhooks", CONFLICT, "The service has as many webhooks as it may",

@@ -44,6 +44,9 @@ pub struct NuveSettings {
     /// Life of a token, seconds. 60: a token is fetched right before it is used, so a minute covers a slow phone and clocks that
     /// differ by seconds, while one found in a proxy's log is already worthless.
     pub token_ttl_s: u64,
+    /// A key signs tokens for this long, seconds, then the next does. 86 400, a day: a stolen one is worthless soon, and ECs ask for new ones
+    /// that often at most.
+    pub token_key_s: u64,
     /// How a room's EC is chosen.
     pub ec_policy: EcPolicy,
     /// Requests per second from one IP address with a publishable key. 10: a person opens a few rooms a minute; an office behind one
@@ -95,6 +98,7 @@ impl Default for NuveSettings {
             webhook_allow: Vec::new(),
             demo: false,
             token_ttl_s: 60,
+            token_key_s: 86_400,
             ec_policy: EcPolicy::Random,
             ip_per_s: 10,
             ip_burst: 20,

@@ -1,5 +1,7 @@
 //! Where a token is made, where a room is looked up by its clients, and the keys tokens are checked with.
 
+use std::sync::PoisonError;
+
 use axum::{
     Json,
     extract::State,
@@ -8,7 +10,7 @@ use axum::{
 };
 use roomlog_bus::{
     bus::{Disconnected, Message, Subscription, respond},
-    commit::{Cause, Payload, StreamKind},
+    commit::{Cause, Payload, StreamId, StreamKind},
     events::{EaPolicy, RoomLimits},
     ids::{ClientId, RoomId, ServiceId, random_token},
     ortc::MediaKind,
@@ -215,7 +217,7 @@ pub async fn create(
         iat,
         exp: iat + app.settings.token_ttl_s,
     };
-    let token = app.signing.sign(&claims);
+    let token = app.sign(&claims);
     app.metrics.token();
     let answer = TokenAnswer {
         token,
@@ -345,12 +347,17 @@ pub async fn locate(
 // ---- keys ------------------------------------------------------------------------------------------------------------------
 
 impl App {
-    fn own_keys(&self) -> Vec<(String, Vec<u8>)> {
-        vec![(self.signing.kid().to_owned(), self.signing.public().to_vec())]
+    fn sign(&self, claims: &Claims) -> String {
+        let ring = self.signing.read().unwrap_or_else(PoisonError::into_inner);
+        ring.current(self.env.now()).sign(claims)
     }
 
-    /// The keys of all NUVE nodes. Those of others are asked for once per start of each; one that does not answer is left out, or
-    /// named as it was known before.
+    fn own_keys(&self) -> Vec<(String, Vec<u8>)> {
+        self.signing.read().unwrap_or_else(PoisonError::into_inner).public()
+    }
+
+    /// The keys of all NUVE nodes. Those that are heard are asked each time, since they rotate theirs; others once. One that does not
+    /// answer is named as it was known before.
     async fn all_keys(&self) -> Vec<(String, Vec<u8>)> {
         let others: Vec<_> = {
             let directory = self.directory.read();
@@ -359,12 +366,14 @@ impl App {
             });
             registered.map(|(node, state)| (node.clone(), state.incarnation)).collect()
         };
-        let unknown: Vec<_> = {
+        let asked: Vec<_> = {
             let known = self.peer_keys.lock().await;
-            others.into_iter().filter(|peer| !known.contains_key(peer)).collect()
+            let ask =
+                |peer: &(StreamId, _)| !known.contains_key(peer) || self.ecs.observer.heard_lately(&peer.0);
+            others.into_iter().filter(ask).collect()
         };
         let timeout = std::time::Duration::from_millis(PEER_TIMEOUT_MS);
-        let asked = unknown.into_iter().map(|peer| async move {
+        let asked = asked.into_iter().map(|peer| async move {
             let subject = Subject::rpc(&peer.0);
             let answer: Result<NuveAnswer, RpcError> =
                 ask(&*self.bus, subject, &NuveRequest::TokenKeys, timeout).await;

@@ -332,3 +332,35 @@ async fn the_keys_of_every_nuve_are_told_by_any() {
         }
     }
 }
+
+#[tokio::test]
+async fn signing_keys_rotate_without_a_token_that_nobody_knows() {
+    let cell = Cell::new();
+    let settings = |id| roomlog_nuve::NuveSettings { token_key_s: 2, ..Cell::settings(id) };
+    let (a, b) = (cell.nuve(settings("n1")).await, cell.nuve(settings("n2")).await);
+    let _ec = FakeEc::start(&cell, "e1").await;
+    let keys = a.service().await;
+    // As an EC that asked now, and then never again for a period.
+    let mut known = token_keys(&cell).await;
+    let mut kids = std::collections::BTreeSet::new();
+    let mut first = None;
+    let mut asked = std::time::Instant::now();
+    for _ in 0..60 {
+        if asked.elapsed() > Duration::from_millis(800) {
+            asked = std::time::Instant::now();
+            known = token_keys(&cell).await;
+        }
+        for front in [&a, &b] {
+            let token = front.token(&keys.secret, "a", "Ann").await.is(201).at("token");
+            let verified = known.verify(&token, SystemClock.now());
+            // On a machine that stood still for so long the next key is another.
+            assert!(verified.is_ok() || asked.elapsed() > Duration::from_millis(1_900), "{verified:?}");
+            kids.insert(token.split('.').next().unwrap().to_owned());
+            first.get_or_insert(token);
+        }
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    assert!(kids.len() >= 4, "{} keys of two nodes in 6 s", kids.len());
+    // A client that was let in long ago is still known.
+    token_keys(&cell).await.verify(&first.unwrap(), SystemClock.now()).unwrap();
+}

@@ -151,6 +151,36 @@ async fn an_ended_token_admits_nobody_and_brings_back_whom_it_had_admitted() -> 
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn an_ec_that_runs_on_knows_tokens_of_every_key_when_keys_rotate() -> anyhow::Result<()> {
+    let cell = Cell::start(Shape { nuve: |settings| settings.token_key_s = 1, ..Shape::default() }).await?;
+    let kid = |token: &Value| text(token, "token").split('.').next().map(str::to_owned);
+    // It knows the keys of now.
+    cell.enter("r", "Ann").await?;
+    let before = cell.token("r", "Bob").await?;
+    let after = eventually("another key signs", Duration::from_secs(60), || async {
+        let token = cell.token("r", "Carl").await.ok()?;
+        (kid(&token) != kid(&before)).then_some(token)
+    })
+    .await?;
+    // And one that is two rotations away, of which nobody spoke when it asked.
+    let later = eventually("a third key signs", Duration::from_secs(60), || async {
+        let token = cell.token("r", "Dora").await.ok()?;
+        (kid(&token) != kid(&before) && kid(&token) != kid(&after)).then_some(token)
+    })
+    .await?;
+    for token in [&later, &after, &before] {
+        eventually("it lets in", Duration::from_secs(20), || async {
+            // Keys are asked for once a second at most.
+            Peer::enter(text(token, "wsUrl"), text(token, "token"), Policy::Accept).await.ok()
+        })
+        .await?;
+    }
+    journal_is_clean(&cell).await?;
+    cell.stop().await;
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn one_token_is_one_client_however_many_sockets_show_it() -> anyhow::Result<()> {
     let cell = Cell::start(Shape::default()).await?;
     let token = cell.token("r", "Ann").await?;
