@@ -1,11 +1,6 @@
 //! What a data folder is: the ids of the nodes that live on it, and the certificate it shows with `--lan`. Made once, then kept.
 
-use std::{
-    fs,
-    io::Write,
-    net::IpAddr,
-    path::{Path, PathBuf},
-};
+use std::{fs, io::Write, net::IpAddr, path::Path};
 
 use anyhow::Context;
 use roomlog_bus::{
@@ -13,6 +8,8 @@ use roomlog_bus::{
     ids::{EaId, EcId, NuveId},
 };
 use serde::{Deserialize, Serialize};
+
+use crate::tls::Files;
 
 /// Ids of the nodes of one data folder.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -57,33 +54,22 @@ impl NodeIds {
     }
 }
 
-/// A certificate and its private key, PEM files.
-#[derive(Debug, Clone)]
-pub struct Certificate {
-    /// Certificate.
-    pub certificate: PathBuf,
-    /// Private key.
-    pub key: PathBuf,
-}
-
-impl Certificate {
-    /// The self-signed certificate kept in `data` for `address`, made now if there is none. One per address: a browser that was told
-    /// to trust it once goes on trusting it.
-    pub fn load_or_make(data: &Path, address: IpAddr) -> anyhow::Result<Self> {
-        let name = address.to_string().replace([':', '.'], "-");
-        let paths = Self {
-            certificate: data.join(format!("lan-{name}.crt")),
-            key: data.join(format!("lan-{name}.key")),
-        };
-        if paths.certificate.exists() && paths.key.exists() {
-            return Ok(paths);
-        }
-        let names = vec![address.to_string(), "localhost".to_owned(), "127.0.0.1".to_owned()];
-        let made = rcgen::generate_simple_self_signed(names).context("cannot make a certificate")?;
-        write_whole(&paths.key, made.signing_key.serialize_pem().as_bytes())?;
-        write_whole(&paths.certificate, made.cert.pem().as_bytes())?;
-        Ok(paths)
+/// The self-signed certificate kept in `data` for `address`, made now if there is none. One per address: a browser that was told to trust
+/// it once goes on trusting it.
+pub fn own_certificate(data: &Path, address: IpAddr) -> anyhow::Result<Files> {
+    let name = address.to_string().replace([':', '.'], "-");
+    let files = Files {
+        certificate: data.join(format!("lan-{name}.crt")),
+        key: data.join(format!("lan-{name}.key")),
+    };
+    if files.certificate.exists() && files.key.exists() {
+        return Ok(files);
     }
+    let names = vec![address.to_string(), "localhost".to_owned(), "127.0.0.1".to_owned()];
+    let made = rcgen::generate_simple_self_signed(names).context("cannot make a certificate")?;
+    write_whole(&files.key, made.signing_key.serialize_pem().as_bytes())?;
+    write_whole(&files.certificate, made.cert.pem().as_bytes())?;
+    Ok(files)
 }
 
 /// Writes a file so that it is there whole or not at all, readable by its owner only.

@@ -2,6 +2,7 @@
 
 #![forbid(unsafe_code)]
 
+mod admin;
 mod drain;
 mod http;
 mod identity;
@@ -10,6 +11,7 @@ mod proxies;
 mod repair;
 mod replay;
 mod settings;
+mod tls;
 
 use std::{path::PathBuf, process::ExitCode};
 

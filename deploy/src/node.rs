@@ -10,7 +10,7 @@ use std::{
 
 use anyhow::Context;
 use axum::{Router, routing::get};
-use axum_server::{Handle, tls_rustls::RustlsConfig};
+use axum_server::Handle;
 use roomlog_bus::{
     bus::Bus,
     copied_journal::CopiedJournal,
@@ -29,11 +29,12 @@ use roomlog_projections::{directory::LiveDirectory, retention::RetentionSettings
 use tokio::task::JoinHandle;
 
 use crate::{
-    http,
-    identity::{Certificate, NodeIds, lan_address},
+    admin, http,
+    identity::{NodeIds, lan_address, own_certificate},
     proxies,
     repair::COPY,
     settings::Settings,
+    tls,
 };
 
 /// Requests still running when the process is told to stop are given this long. Sockets of clients are closed at once, with a code
@@ -154,14 +155,8 @@ pub async fn run(role: Role, settings: Settings) -> anyhow::Result<()> {
         .with_context(|| format!("cannot make the data folder {}", data.display()))?;
     let data = data.canonicalize().with_context(|| format!("cannot enter {}", data.display()))?;
 
-    let listener = TcpListener::bind(settings.listen()).with_context(|| {
-        format!(
-            "cannot listen on {}: is another roomlog running? (--listen 127.0.0.1:0 takes a free port)",
-            settings.listen()
-        )
-    })?;
-    listener.set_nonblocking(true).context("cannot make the listening socket non-blocking")?;
-    let address = listener.local_addr().context("the listening socket has no address")?;
+    let (listener, address) = listen(settings.listen())?;
+    let admin_listener = settings.admin_listen.map(listen).transpose()?;
     let reached = reached_at(&settings, address)?;
 
     let ids = NodeIds::load_or_make(&data, &env)?.named(settings.id.as_deref())?;
@@ -208,19 +203,28 @@ pub async fn run(role: Role, settings: Settings) -> anyhow::Result<()> {
         router = router.route("/healthz", get(async || "ok\n"));
     }
 
-    let router = proxies::resolve(router, settings.trusted_proxies.clone().unwrap_or_default());
+    let trusted = settings.trusted_proxies.clone().unwrap_or_default();
+    let guarded = admin::guard(router.clone(), admin_listener.is_some());
 
     let handle = Handle::new();
-    let tls = match settings.lan() {
-        true => {
-            let certificate = Certificate::load_or_make(&data, reached)?;
-            let config = RustlsConfig::from_pem_file(&certificate.certificate, &certificate.key);
-            Some(config.await.context("the certificate does not load")?)
-        }
-        false => None,
+    let files = match settings.certificate()? {
+        None if settings.lan() => Some(own_certificate(&data, reached)?),
+        given => given,
     };
+    let tls = match files {
+        Some(files) => Some(tls::load(files, tls::LOOK_EVERY).await?),
+        None => None,
+    };
+    let (tls, renewing) = tls.unzip();
     let scheme = if tls.is_some() { "https" } else { "http" };
-    let serving = tokio::spawn(http::serve(listener, tls, handle.clone(), router));
+    let admin_serving = admin_listener.map(|(listener, address)| {
+        println!("The administration is at {address}");
+        // On this machine nobody listens on the way.
+        let tls = tls.clone().filter(|_| !address.ip().is_loopback());
+        tokio::spawn(http::serve(listener, tls, handle.clone(), proxies::resolve(router, trusted.clone())))
+    });
+    let serving =
+        tokio::spawn(http::serve(listener, tls, handle.clone(), proxies::resolve(guarded, trusted)));
 
     if role == Role::Up {
         if let Some(ec) = &ec {
@@ -258,11 +262,29 @@ pub async fn run(role: Role, settings: Settings) -> anyhow::Result<()> {
         nuve.stop().await;
     }
     serving.await?.context("the HTTP server failed")?;
+    if let Some(serving) = admin_serving {
+        serving.await?.context("the HTTP server of the administration failed")?;
+    }
+    if let Some(renewing) = renewing {
+        renewing.abort();
+    }
     if let Some(directory) = directory {
         directory.checkpoint().await;
     }
     ground.leave().await;
     failure.map_or(Ok(()), Err)
+}
+
+/// A socket that listens, and where.
+fn listen(address: SocketAddr) -> anyhow::Result<(TcpListener, SocketAddr)> {
+    let listener = TcpListener::bind(address).with_context(|| {
+        format!(
+            "cannot listen on {address}: is another roomlog running? (--listen 127.0.0.1:0 takes a free port)"
+        )
+    })?;
+    listener.set_nonblocking(true).context("cannot make the listening socket non-blocking")?;
+    let address = listener.local_addr().context("the listening socket has no address")?;
+    Ok((listener, address))
 }
 
 /// Waits for whatever ends the process; gives the reason where that is a failure.
@@ -296,7 +318,9 @@ fn print_welcome(settings: &Settings, scheme: &str, address: SocketAddr, reached
         );
     }
     if settings.lan() {
-        println!("The certificate is self-made: browsers ask once whether to trust it");
+        if settings.tls_cert.is_none() {
+            println!("The certificate is self-made: browsers ask once whether to trust it");
+        }
         println!("Other machines: {scheme}://{}/", SocketAddr::new(reached, address.port()));
     }
     println!(
@@ -322,7 +346,7 @@ fn nuve_settings(role: Role, settings: &Settings, ids: &NodeIds, data: &Path) ->
         id: ids.nuve.clone(),
         data_dir: Some(data.to_owned()),
         public_url: settings.public_url.clone(),
-        tls: settings.lan(),
+        tls: settings.tls(),
         admin_key: settings.admin_key.clone(),
         webhook_key: settings.webhook_key.clone(),
         // Who tries things out on one machine has the receiver there too.
@@ -333,6 +357,7 @@ fn nuve_settings(role: Role, settings: &Settings, ids: &NodeIds, data: &Path) ->
         demo,
         history_s: settings.history_s.unwrap_or(default.history_s),
         archive: settings.archive(data),
+        token_key_s: settings.token_key_s.unwrap_or(default.token_key_s),
         token_ttl_s: settings.token_ttl_s.unwrap_or(default.token_ttl_s),
         ip_per_s: settings.ip_per_s.unwrap_or(default.ip_per_s),
         ip_burst: settings.ip_per_s.map_or(default.ip_burst, |per_s| per_s.saturating_mul(2)),
@@ -353,7 +378,7 @@ fn ec_settings(
     data: &Path,
 ) -> EcSettings {
     let path = roomlog_ec::gateway::PATH;
-    let scheme = if settings.lan() { "wss" } else { "ws" };
+    let scheme = if settings.tls() { "wss" } else { "ws" };
     let url = match (&settings.ec_url, role) {
         (Some(url), _) => url.clone(),
         // NUVE answers on the same address.

@@ -14,7 +14,7 @@ use roomlog_ec::settings::RESUME;
 use roomlog_nuve::NuveSettings;
 use serde::Deserialize;
 
-use crate::proxies::Network;
+use crate::{proxies::Network, tls::Files};
 
 /// Where `up` keeps everything, unless told otherwise: beside where it is started, so that two trials do not meet.
 pub const DEFAULT_DATA: &str = ".data";
@@ -92,6 +92,20 @@ pub struct Settings {
     /// that nobody can claim to be another]
     #[arg(long, env = "ROOMLOG_TRUSTED_PROXIES", value_name = "NETWORK", value_delimiter = ',')]
     pub trusted_proxies: Option<Vec<Network>>,
+    /// PEM file of the certificate chain that HTTP and WebSockets are served with, read again when it changes. [default: none; self-made with
+    /// --lan]
+    #[arg(long, env = "ROOMLOG_TLS_CERT", value_name = "FILE", requires = "tls_key")]
+    pub tls_cert: Option<PathBuf>,
+    /// PEM file of the key to --tls-cert. [default: none]
+    #[arg(long, env = "ROOMLOG_TLS_KEY", value_name = "FILE", requires = "tls_cert")]
+    pub tls_key: Option<PathBuf>,
+    /// Address of the administration: services and their keys, draining, metrics; and of all the rest. [default: none; at --listen it answers
+    /// this machine only]
+    #[arg(long, env = "ROOMLOG_ADMIN_LISTEN", value_name = "ADDRESS")]
+    pub admin_listen: Option<SocketAddr>,
+    /// A key signs tokens for so long, seconds, then the next does. [default: 86400; a stolen one is worthless soon]
+    #[arg(long, env = "ROOMLOG_TOKEN_KEY_S", value_name = "S")]
+    pub token_key_s: Option<u64>,
     /// Key of the service administration. [default: made at first start and kept in the data folder]
     #[arg(long, env = "ROOMLOG_ADMIN_KEY", value_name = "KEY", hide_env_values = true)]
     pub admin_key: Option<String>,
@@ -189,6 +203,10 @@ impl Settings {
             api_queue: self.api_queue.or(base.api_queue),
             api_queue_demand: self.api_queue_demand.or(base.api_queue_demand),
             trusted_proxies: self.trusted_proxies.or(base.trusted_proxies),
+            tls_cert: self.tls_cert.or(base.tls_cert),
+            tls_key: self.tls_key.or(base.tls_key),
+            admin_listen: self.admin_listen.or(base.admin_listen),
+            token_key_s: self.token_key_s.or(base.token_key_s),
             admin_key: self.admin_key.or(base.admin_key),
             webhook_key: self.webhook_key.or(base.webhook_key),
             webhook_allow: self.webhook_allow.or(base.webhook_allow),
@@ -251,6 +269,15 @@ impl Settings {
                  or a token might admit to a room that the log has forgotten"
             );
         }
+        let (token, key) = (
+            self.token_ttl_s.unwrap_or_else(|| NuveSettings::default().token_ttl_s),
+            self.token_key_s.unwrap_or_else(|| NuveSettings::default().token_key_s),
+        );
+        anyhow::ensure!(
+            key >= token,
+            "--token-key-s {key} is too short: keys must sign for longer than tokens live (--token-ttl-s), here {token} s"
+        );
+        self.certificate()?;
         Ok(())
     }
 
@@ -266,6 +293,22 @@ impl Settings {
     /// Whether other machines are served.
     pub fn lan(&self) -> bool {
         self.lan.unwrap_or(false)
+    }
+
+    /// The certificate that is given.
+    pub fn certificate(&self) -> anyhow::Result<Option<Files>> {
+        match (&self.tls_cert, &self.tls_key) {
+            (Some(certificate), Some(key)) => {
+                Ok(Some(Files { certificate: certificate.clone(), key: key.clone() }))
+            }
+            (None, None) => Ok(None),
+            _ => anyhow::bail!("--tls-cert and --tls-key are given together"),
+        }
+    }
+
+    /// Whether HTTP and WebSockets are served over TLS.
+    pub fn tls(&self) -> bool {
+        self.lan() || self.tls_cert.is_some()
     }
 
     /// The address of HTTP and signalling.
