@@ -309,6 +309,17 @@ impl Proxy {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_stream_whose_folder_cannot_be_made_just_now_is_made_later() {
+    let Some((_folder, server)) = server(&Options::default()) else { return };
+    let account = server.folder().join("store/jetstream/$G");
+    std::fs::create_dir_all(&account).unwrap();
+    // The server fails at it once, and clears it away: as it does when it still clears away a stream of that name.
+    std::fs::write(account.join("streams"), "no folder").unwrap();
+    let journal = open(&connect(&server.url()).await).await;
+    Pen::new("after").append(&journal).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn an_append_whose_acknowledgement_is_lost_is_unknown_and_then_settled() {
     let Some((_folder, server)) = server(&Options::default()) else { return };
     let proxy = Proxy::before(server.port()).await;

@@ -36,6 +36,8 @@ pub(super) mod code {
     pub const STREAM_EXISTS: u16 = 10_058;
     /// Too few servers to hold the replicas: not started, not joined yet, or without room.
     pub const NO_PEERS: u16 = 10_005;
+    /// The server could not make the stream's folder: while it makes or clears away the same one, and where the disk does not let it.
+    pub const NO_STORE: u16 = 10_049;
     /// There is no such stream.
     pub const NO_STREAM: u16 = 10_059;
     /// The last sequence of the subject is another than was expected.

@@ -187,7 +187,8 @@ async fn made(
             Err(error) => error,
         };
         let servers_missing = error.code() == Some(code::NO_PEERS);
-        if !(error.is_passing() || servers_missing) || Instant::now() > until {
+        let may_pass = error.is_passing() || servers_missing || error.code() == Some(code::NO_STORE);
+        if !may_pass || Instant::now() > until {
             let what = match servers_missing {
                 true => format!(
                     "make stream {stream} with {} replicas: fewer servers are there",
