@@ -8,12 +8,15 @@ use std::{fmt, str::FromStr, sync::Arc};
 
 use bytes::Bytes;
 use rand::RngCore;
-use serde::{Deserialize, Serialize, de::DeserializeOwned};
+use serde::{
+    Deserialize, Deserializer, Serialize, Serializer,
+    de::{DeserializeOwned, IgnoredAny, SeqAccess, Visitor},
+};
 use uuid::Uuid;
 
 use crate::{
     carried::{More, carries},
-    ids::{Epoch, Incarnation, Version, is_token},
+    ids::{Epoch, Incarnation, MAX_ID_BYTES, Version, is_token},
     time::Timestamp,
 };
 
@@ -53,8 +56,7 @@ impl StreamKind {
 }
 
 /// Names a stream: `room.<id>`, `ea.<id>`, `ec.<id>`, `nuve.<id>`, `service.<id>`.
-#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-#[serde(try_from = "String", into = "String")]
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct StreamId {
     kind: StreamKind,
     id: Arc<str>,
@@ -125,16 +127,39 @@ impl FromStr for StreamId {
     }
 }
 
-impl TryFrom<String> for StreamId {
-    type Error = InvalidStreamId;
-    fn try_from(text: String) -> Result<Self, InvalidStreamId> {
-        text.parse()
+/// The longest name of a stream: `service.` and an id.
+const MAX_STREAM_BYTES: usize = "service.".len() + MAX_ID_BYTES;
+
+impl Serialize for StreamId {
+    /// Twice in every commit, so without an allocation.
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let (kind, mut name, mut end) = (self.kind.as_str(), [0; MAX_STREAM_BYTES], 0);
+        for part in [kind, ".", &self.id] {
+            name[end..end + part.len()].copy_from_slice(part.as_bytes());
+            end += part.len();
+        }
+        serializer.serialize_str(std::str::from_utf8(&name[..end]).expect("its parts are text"))
     }
 }
 
-impl From<StreamId> for String {
-    fn from(stream: StreamId) -> String {
-        stream.to_string()
+impl<'de> Deserialize<'de> for StreamId {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_str(Name)
+    }
+}
+
+/// Reads a stream's name where it lies.
+struct Name;
+
+impl Visitor<'_> for Name {
+    type Value = StreamId;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("the name of a stream")
+    }
+
+    fn visit_str<E: serde::de::Error>(self, text: &str) -> Result<StreamId, E> {
+        text.parse().map_err(E::custom)
     }
 }
 
@@ -289,6 +314,12 @@ impl Cause {
     }
 }
 
+/// What a commit takes besides its payloads and events, at most, in most: names, ids, times, writer and cause. Room for it is made at once.
+const FRAME_BYTES: usize = 384;
+
+/// What an event takes besides its payload, in most.
+const EVENT_FRAME_BYTES: usize = 64;
+
 /// All events of one decision.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(remote = "Self")]
@@ -337,7 +368,12 @@ impl Commit {
 
     /// Its MessagePack form.
     pub fn encode(&self) -> Vec<u8> {
-        rmp_serde::to_vec_named(self).expect("a commit has text keys and no failing serializer")
+        let payloads = self.events.iter().map(|event| &event.data).chain([&self.command, &self.facts]);
+        let payloads: usize = payloads.map(|payload| payload.0.len()).sum();
+        let mut out = Vec::with_capacity(payloads + FRAME_BYTES + self.events.len() * EVENT_FRAME_BYTES);
+        rmp_serde::encode::write_named(&mut out, self)
+            .expect("a commit has text keys and no failing serializer");
+        out
     }
 
     /// Reads the MessagePack form.
@@ -354,6 +390,55 @@ impl Commit {
     }
 }
 
+/// What tells a commit's place in its stream, read from its encoded form without the rest.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+pub struct Outline {
+    /// Its id.
+    pub id: CommitId,
+    /// Its stream.
+    pub stream: StreamId,
+    /// Version of its first event.
+    pub version: Version,
+    events: Count,
+}
+
+impl Outline {
+    /// Of an encoded commit. What it does not tell is not checked.
+    pub fn decode(bytes: &[u8]) -> Result<Self, rmp_serde::decode::Error> {
+        rmp_serde::from_slice(bytes)
+    }
+
+    /// The head of its stream once it is stored.
+    pub fn head(&self) -> Head {
+        Head { version: Version(self.version.0 + self.events.0.saturating_sub(1)), id: self.id }
+    }
+}
+
+/// How many elements a sequence has.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Count(u64);
+
+impl<'de> Deserialize<'de> for Count {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_seq(Self(0))
+    }
+}
+
+impl<'de> Visitor<'de> for Count {
+    type Value = Self;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a sequence")
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(mut self, mut sequence: A) -> Result<Self, A::Error> {
+        while sequence.next_element::<IgnoredAny>()?.is_some() {
+            self.0 += 1;
+        }
+        Ok(self)
+    }
+}
+
 /// Where a stream ends.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Head {
@@ -361,4 +446,54 @@ pub struct Head {
     pub version: Version,
     /// Its last commit.
     pub id: CommitId,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn commit(stream: &str, events: u64) -> Commit {
+        let data = Payload::encode(&serde_json::json!({ "some": ["thing", 1, null] }));
+        Commit {
+            id: CommitId::from_bytes([7; 16]),
+            prev: Some(CommitId::from_bytes([6; 16])),
+            stream: stream.parse().unwrap(),
+            version: Version(5),
+            time: Timestamp(1),
+            writer: Writer { node: "ec.ec-1".parse().unwrap(), incarnation: Incarnation(2) },
+            epoch: Epoch(3),
+            cause: Cause::of("request"),
+            command: data.clone(),
+            facts: Payload::default(),
+            events: (0..events).map(|_| RawEvent::new("Tested", 1, data.clone())).collect(),
+            more: More::default().with("newer", &[1, 2]),
+        }
+    }
+
+    #[test]
+    fn an_outline_says_of_a_commit_what_the_commit_says() {
+        for events in [1, 2, 40] {
+            let commit = commit("room.a-b_c", events);
+            let outline = Outline::decode(&commit.encode()).unwrap();
+            assert_eq!(
+                (outline.id, &outline.stream, outline.version),
+                (commit.id, &commit.stream, commit.version)
+            );
+            assert_eq!(outline.head(), commit.head());
+        }
+    }
+
+    #[test]
+    fn the_longest_name_of_a_stream_is_written_and_read() {
+        for kind in StreamKind::ALL {
+            let stream = StreamId::new(kind, &"x".repeat(MAX_ID_BYTES)).unwrap();
+            let bytes = rmp_serde::to_vec(&stream).unwrap();
+            assert_eq!(bytes, rmp_serde::to_vec(&stream.to_string()).unwrap());
+            assert_eq!(rmp_serde::from_slice::<StreamId>(&bytes).unwrap(), stream);
+        }
+        for bad in ["room.", "room", "house.a", "room.a b", ".a"] {
+            let refused = rmp_serde::from_slice::<StreamId>(&rmp_serde::to_vec(bad).unwrap());
+            assert!(refused.unwrap_err().to_string().contains("names no stream"), "{bad}");
+        }
+    }
 }

@@ -25,6 +25,7 @@ use std::{
     sync::{Arc, Mutex, PoisonError, Weak},
 };
 
+use rmp_serde::decode::Error as DecodeError;
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
 use super::{
@@ -35,7 +36,7 @@ use super::{
     scan::{self, Scan},
 };
 use crate::{
-    commit::{Commit, CommitId, Head, StreamId},
+    commit::{CommitId, Head, Outline, StreamId},
     ids::Version,
 };
 
@@ -229,7 +230,8 @@ impl ClosedSegment {
         let number = self.summary.segment;
         let scan = scan::scan(&file, &self.id, number).ok()?;
         let numbers: Vec<u32> = scan.blocks.keys().copied().collect();
-        let described = describe(&file, &self.id, number, &scan, numbers.into_iter(), |_, _, _| ()).ok()?;
+        let described =
+            describe(&file, &self.id, number, &scan, numbers.into_iter(), |_, _, _| Ok(())).ok()?;
         (described.streams == self.summary.streams && described.last == self.summary.last)
             .then_some(described.tables)
     }
@@ -291,7 +293,7 @@ pub(super) fn describe(
     segment: u32,
     scan: &Scan,
     numbers: impl Iterator<Item = u32>,
-    mut each: impl FnMut(u64, &Arc<Commit>, usize),
+    mut each: impl FnMut(u64, &Outline, &[u8]) -> Result<(), DecodeError>,
 ) -> Result<Description, ClosedError> {
     let mut streams: BTreeMap<StreamId, (StreamRow, Vec<(u64, u64)>)> = BTreeMap::new();
     let mut description = Description::default();
@@ -302,8 +304,11 @@ pub(super) fn describe(
         file.read_exact_at(&mut bytes, found.offset)?;
         let wrong = |error| ClosedError::Block { number, error };
         let block = Block::parse_as(id, segment, number, &bytes).map_err(wrong)?;
-        for (item, encoded) in block.commits().zip(block.encoded()) {
-            let (sequence, commit) = item.map_err(wrong)?;
+        for (index, item) in block.encoded().enumerate() {
+            let (sequence, encoded) = item.map_err(wrong)?;
+            let no_commit =
+                |error: DecodeError| wrong(BlockError::Commit { index, reason: error.to_string() });
+            let commit = Outline::decode(encoded).map_err(no_commit)?;
             let head = commit.head();
             let position = (commit.version.0, sequence);
             streams
@@ -317,7 +322,7 @@ pub(super) fn describe(
                     (row, vec![position])
                 });
             description.last = Some(End { sequence, id: commit.id });
-            each(sequence, &commit, encoded.map(|(_, bytes)| bytes.len()).unwrap_or(0));
+            each(sequence, &commit, encoded).map_err(no_commit)?;
         }
         description.tables.blocks.push(BlockRow {
             number,

@@ -5,7 +5,7 @@
 //!  segments  1 closed ── 2 closed ── 3 live        for a closed one the positions are in its manifest, on disk
 //!  recent                       ··· ·[c c c c c]   the last commits, shared with followers and readers
 //! ```
-//! Only the sync thread changes it, once per group and after the sync, so nobody sees what is not durable.
+//! Only the answer thread changes it, once per group and after the sync, so nobody sees what is not durable.
 
 use std::{
     collections::{BTreeMap, HashMap, HashSet, VecDeque},

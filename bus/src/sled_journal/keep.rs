@@ -29,7 +29,7 @@ use super::{
     report::OpenError,
     scan::{self, Scan},
 };
-use crate::commit::{Head, StreamId};
+use crate::commit::{Commit, Head, StreamId};
 
 /// Name of the file with the intact blocks of a damaged segment.
 pub(super) const KEPT: &str = "kept";
@@ -107,12 +107,14 @@ pub(super) fn intact(
             let scan = scan::scan(&file, id, number).map_err(failed)?;
             let numbers = usable(&scan);
             let described =
-                closed::describe(&file, id, number, &scan, numbers.into_iter(), |at, commit, _| {
-                    if !floors.join(commit, heads.get(&commit.stream)) {
+                closed::describe(&file, id, number, &scan, numbers.into_iter(), |at, _, encoded| {
+                    let commit = Commit::decode(encoded)?;
+                    if !floors.join(&commit, heads.get(&commit.stream)) {
                         let reason = format!("what was before its commit {at} is missing");
                         broken.push((commit.stream.clone(), reason));
                     }
                     heads.insert(commit.stream.clone(), commit.head());
+                    Ok(())
                 })
                 .map_err(|error| failed(io::Error::other(error.to_string())))?;
             (scan, described)

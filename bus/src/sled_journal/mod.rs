@@ -11,7 +11,7 @@
 //!  DIR/set-aside/              damaged segments, untouched
 //!
 //!            ┌─ writer ── live segment (sled) ──full── closed segment (manifest)
-//!  append ───┘    └── sync thread
+//!  append ───┘    └── sync thread ── answer thread
 //!  read, head ──── index in memory ──── recent commits ──── blocks on disk
 //!  follow ── a task each: recent commits, else disk, else waits
 //! ```
@@ -19,7 +19,8 @@
 //! | --- | --- |
 //! | what a block looks like | [`block`] |
 //! | how groups are made and written | [`writer`] |
-//! | how they become durable and are answered, what a failed sync means | [`sync`] |
+//! | how they become durable, what a failed sync means | [`sync`] |
+//! | how they become known and are answered | [`answer`] |
 //! | how sled is used, and why keys are reserved | [`live`] |
 //! | how closed segments are read | [`closed`] |
 //! | how commits are forgotten, and segments cleaned | [`purge`] |
@@ -32,6 +33,7 @@
 //! **Space.** sled gives nothing back after deletes, so nothing is deleted in it: what is purged is left out of what is read, and closed
 //! segments of which little else is left are written anew without it.
 
+mod answer;
 mod begin;
 mod block;
 mod closed;

@@ -243,7 +243,7 @@ impl Known {
         let id = self.facts.id;
         let file = File::open(log).map_err(failed)?;
         let scan = scan::scan(&file, &id, number).map_err(failed)?;
-        let described = closed::describe(&file, &id, number, &scan, 0..scan.whole_groups(), |_, _, _| ());
+        let described = closed::describe(&file, &id, number, &scan, 0..scan.whole_groups(), |_, _, _| Ok(()));
         let whole = described.as_ref().is_ok_and(|described| {
             scan.whole_groups() >= scan.durable()
                 && said.is_none_or(|said| said.previous == described.last || described.last.is_none())

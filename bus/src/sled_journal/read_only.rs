@@ -90,7 +90,7 @@ fn live(known: &mut Known, number: u32) -> Result<(), OpenError> {
         if whole < scan.durable().max(marked) {
             continue;
         }
-        let Ok(described) = closed::describe(&file, &id, number, &scan, 0..whole, |_, _, _| ()) else {
+        let Ok(described) = closed::describe(&file, &id, number, &scan, 0..whole, |_, _, _| Ok(())) else {
             continue;
         };
         let summary = Summary {

@@ -1,9 +1,9 @@
-//! The writer: one thread that makes groups of what waits, checks and writes them; another syncs and answers.
+//! The writer: one thread that makes groups of what waits, checks and writes them; another syncs, a third answers.
 //!
 //! ```text
-//!  append ─┐             writer                       sync thread
-//!  append ─┼─ queue ─ … ─ check, pack, sled, flush ─→ fdatasync, index, followers, answers
-//!  append ─┘             └ the next group meanwhile
+//!  append ─┐           writer                      sync thread   answer thread
+//!  append ─┼─ queue ─→ check, pack, sled, flush ─→ fdatasync ──→ index, followers, answers
+//!  append ─┘           └ a group in each of the three at a time
 //! ```
 //! No timer: a lone append is stored at once, and under load a group is whatever came while the one before was written. sled's `flush`
 //! puts the bytes into the file, `fdatasync` makes them durable; they overlap with each other's neighbours, never with themselves: sled
@@ -23,6 +23,7 @@ use std::{
 use tokio::sync::{mpsc, oneshot, watch};
 
 use super::{
+    answer::Answerer,
     begin::Begin,
     block::{self, MAX_PARTS},
     closed::{self, ClosedSegment, End, Summary},
@@ -34,8 +35,8 @@ use super::{
 };
 use crate::{commit::Head, journal::AppendError};
 
-/// Written groups that may wait for their sync: one, while another is being synced. More would make answers later, not more of them.
-const WRITTEN_GROUPS: usize = 1;
+/// Groups that may wait between two of the threads: one, while another is worked on. More would make answers later, not more of them.
+const WAITING_GROUPS: usize = 1;
 
 /// What the writer is asked.
 pub(super) enum Request {
@@ -67,7 +68,8 @@ pub(super) struct Writer {
     at: Start,
     mark: Arc<File>,
     steps: blocking::SyncSender<Step>,
-    syncer: JoinHandle<watch::Sender<u64>>,
+    syncer: JoinHandle<()>,
+    answerer: JoinHandle<watch::Sender<u64>>,
     progress: Arc<Progress>,
     /// Groups so far.
     groups: u64,
@@ -79,14 +81,17 @@ pub(super) struct Writer {
 }
 
 impl Writer {
-    /// A writer, and its sync thread, started.
+    /// A writer, with the threads that sync and answer, started.
     pub(super) fn new(shared: Arc<Shared>, start: Start, tail: watch::Sender<u64>) -> std::io::Result<Self> {
         let progress = Arc::new(Progress::default());
         progress.blocks.store(u64::from(start.next_block), Ordering::Release);
-        let (steps, receiver) = blocking::sync_channel(WRITTEN_GROUPS);
-        let syncer = Syncer { shared: shared.clone(), tail, progress: progress.clone() };
-        let syncer =
-            std::thread::Builder::new().name("journal-sync".into()).spawn(move || syncer.run(receiver))?;
+        let (steps, written) = blocking::sync_channel(WAITING_GROUPS);
+        let (synced, to_answer) = blocking::sync_channel(WAITING_GROUPS);
+        let syncer = Syncer { shared: shared.clone(), progress: progress.clone(), synced };
+        let answerer = Answerer { shared: shared.clone(), tail, progress: progress.clone() };
+        let thread = |name: &str| std::thread::Builder::new().name(name.into());
+        let syncer = thread("journal-sync").spawn(move || syncer.run(written))?;
+        let answerer = thread("journal-answer").spawn(move || answerer.run(to_answer))?;
         let mark = Arc::new(start.mark.try_clone()?);
         Ok(Self {
             shared,
@@ -94,6 +99,7 @@ impl Writer {
             mark,
             steps,
             syncer,
+            answerer,
             progress,
             groups: 0,
             pending: VecDeque::new(),
@@ -146,7 +152,8 @@ impl Writer {
             }
         }
         drop(self.steps);
-        let tail = self.syncer.join();
+        let _ = self.syncer.join();
+        let tail = self.answerer.join();
         if let Some(closing) = self.closing.take() {
             let _ = closing.join();
         }
@@ -218,7 +225,7 @@ impl Writer {
             group.failed = self.write(&mut group).err();
             self.failed.clone_from(&group.failed);
         }
-        // Full: the disk is behind, so appends wait. If the sync thread is gone its guard has stopped the journal.
+        // Full: the disk is behind, so appends wait. If that thread is gone its guard has stopped the journal.
         let _ = self.steps.send(Step::Group(group));
     }
 
@@ -354,7 +361,7 @@ impl CloseSegment {
             return Err(format!("block {lost} is not in its file"));
         }
         let described =
-            closed::describe(&file, id, number, &scan, 0..written, |_, _, _| ()).map_err(|e| text(&e))?;
+            closed::describe(&file, id, number, &scan, 0..written, |_, _, _| Ok(())).map_err(|e| text(&e))?;
         let summary = Summary {
             segment: number,
             log: "db".into(),
