@@ -16,7 +16,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::json;
 use utoipa::{
     ToSchema,
-    openapi::{Array, ArrayBuilder, ObjectBuilder, Type},
+    openapi::{Array, ArrayBuilder, ObjectBuilder, Type, schema::SchemaType},
 };
 
 use crate::{
@@ -69,7 +69,7 @@ pub struct WebhookChange {
     url: Option<String>,
     /// Only events of these types; an empty list: all.
     #[serde(default)]
-    #[schema(schema_with = types_schema)]
+    #[schema(schema_with = types_or_null)]
     types: Option<Vec<String>>,
     /// Whether anything is sent. What happens meanwhile is sent later.
     #[serde(default)]
@@ -78,6 +78,11 @@ pub struct WebhookChange {
     #[serde(default)]
     #[schema(example = "beginning", pattern = "^[A-Za-z0-9_-]+$")]
     from: Option<String>,
+}
+
+/// As [`types_schema`], or nothing.
+fn types_or_null() -> Array {
+    ArrayBuilder::from(types_schema()).schema_type(SchemaType::from_iter([Type::Array, Type::Null])).build()
 }
 
 /// Types of events, by name.
