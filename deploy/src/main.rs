@@ -4,6 +4,7 @@
 
 mod admin;
 mod drain;
+mod health;
 mod http;
 mod identity;
 mod node;

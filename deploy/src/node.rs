@@ -29,7 +29,7 @@ use roomlog_projections::{directory::LiveDirectory, retention::RetentionSettings
 use tokio::task::JoinHandle;
 
 use crate::{
-    admin, http,
+    admin, health, http,
     identity::{NodeIds, lan_address, own_certificate},
     proxies,
     repair::COPY,
@@ -196,11 +196,13 @@ pub async fn run(role: Role, settings: Settings) -> anyhow::Result<()> {
     }
     if role.plays(Role::Ea) {
         let settings = ea_settings(&settings, &ids, reached, &data)?;
-        let started = roomlog_ea::start(settings, bus, journal, env).await;
+        let started = roomlog_ea::start(settings, bus, journal.clone(), env).await;
         ea = Some(started.context("EA did not start")?);
     }
-    if role != Role::Up && role != Role::Nuve {
-        router = router.route("/healthz", get(async || "ok\n"));
+    match (role, &ea) {
+        (Role::Ea, Some(ea)) => router = router.merge(health::of_ea(ea.health(), journal)),
+        (Role::Ec, _) => router = router.route("/healthz", get(async || "ok\n")),
+        _ => {} // NUVE's own
     }
 
     let trusted = settings.trusted_proxies.clone().unwrap_or_default();

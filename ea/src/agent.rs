@@ -33,6 +33,7 @@ use crate::{
     adopt::{Fit, LeftBehind, judge},
     core::{Core, Effect, Input, Limits, Start},
     follow::{FOLLOW_QUEUE, News, follow},
+    health::{HealthWatch, Seen},
     registrar::{Order, REGISTRAR_QUEUE, Registrar, Report},
     settings::{EaError, EaSettings},
     slot::{FromSlot, Slot, SlotEvent},
@@ -61,6 +62,7 @@ pub struct Ea {
     stop: watch::Sender<bool>,
     pids: watch::Receiver<Vec<Option<u32>>>,
     ended: watch::Receiver<Option<EaError>>,
+    health: HealthWatch,
     task: JoinHandle<()>,
 }
 
@@ -73,6 +75,11 @@ impl Ea {
     /// Process ids of its workers by index; none where a worker is down or no process.
     pub fn worker_pids(&self) -> Vec<Option<u32>> {
         self.pids.borrow().clone()
+    }
+
+    /// Shows how it is at any time.
+    pub fn health(&self) -> HealthWatch {
+        self.health.clone()
     }
 
     /// Waits until it has ended by itself, and says why.
@@ -199,13 +206,17 @@ pub async fn start_with(
     let mut helpers = JoinSet::new();
     helpers.spawn(follow(journal.clone(), cursor, following, stream.clone(), commits));
     helpers.spawn(registrar.run(ordered, report));
+    let connected = bus.connected();
     helpers.spawn(publish(bus, outgoing));
 
     let limits = Limits { provisional_ttl: settings.provisional_ttl, sweep_every: settings.sweep_every };
     let (pids_out, pids) = watch::channel(workers.iter().map(|w| w.pid).collect::<Vec<_>>());
     let (has_ended, ended) = watch::channel(None);
+    let core = Core::new(id.clone(), incarnation, limits, &starts);
+    let (seen_out, seen) = watch::channel(Seen::of(&core, workers.iter().map(Worker::lives)));
+    let health = HealthWatch { seen, connected };
     let agent = Agent {
-        core: Core::new(id.clone(), incarnation, limits, &starts),
+        core,
         id: id.clone(),
         env,
         stream,
@@ -217,6 +228,7 @@ pub async fn start_with(
         loads: JoinSet::new(),
         loads_at_once: Arc::new(Semaphore::new(LOADS_AT_ONCE)),
         pids: pids_out,
+        seen: seen_out,
         superseded: None,
     };
     let inputs = Inputs { from_slots, followed, requests, reports, stop: stopping };
@@ -229,7 +241,7 @@ pub async fn start_with(
         helpers.shutdown().await;
         let _ = has_ended.send(reason);
     });
-    Ok(Ea { id, stop, pids, ended, task })
+    Ok(Ea { id, stop, pids, ended, health, task })
 }
 
 fn check(settings: &EaSettings) -> Result<(), EaError> {
@@ -364,6 +376,10 @@ struct Link {
 }
 
 impl Worker {
+    fn lives(&self) -> bool {
+        self.link.is_some()
+    }
+
     fn ready(&mut self, generation: u64, udp: SocketAddr, pid: Option<u32>, to: mpsc::Sender<ToWorker>) {
         self.link = Some(Link { generation, to });
         self.udp = Some(udp);
@@ -402,6 +418,7 @@ struct Agent {
     loads: JoinSet<Loaded>,
     loads_at_once: Arc<Semaphore>,
     pids: watch::Sender<Vec<Option<u32>>>,
+    seen: watch::Sender<Seen>,
     superseded: Option<EaError>,
 }
 
@@ -431,6 +448,7 @@ impl Agent {
                 _ = heartbeat.tick() => self.heartbeat(),
                 _ = tick.tick() => {
                     self.input(Input::Tick);
+                    self.seen.send_replace(Seen::of(&self.core, self.workers.iter().map(Worker::lives)));
                     if self.core.is_drained(self.env.now()) {
                         tracing::info!(ea = %self.id, "drained");
                         break;

@@ -9,7 +9,7 @@ use roomlog_bus::{
     bus::{Bus, Subscription},
     commit::{Payload, StreamId, Writer},
     env::Env,
-    events::{Event, NodeLost, Placement},
+    events::{Event, NodeDraining, NodeLost, Placement},
     ids::{EaId, EcId, Epoch, Incarnation, MediaEpoch, RoomId, Version, WorkerIndex},
     journal::{Journal, read_all},
     log::{Draft, Log},
@@ -305,6 +305,33 @@ async fn an_ea_called_lost_registers_again_with_its_workers_and_rooms() {
         }
     };
     tokio::time::timeout(PATIENCE, reached).await.unwrap();
+}
+
+#[tokio::test]
+async fn an_ea_is_ready_while_it_has_a_worker_and_takes_rooms() {
+    let world = World::new(EaSettings { restart_backoff_max: Duration::from_millis(200), ..settings() });
+    let ea = world.start().await;
+    let health = ea.health();
+    let now = health.now();
+    assert!(now.is_ready() && now.registered && now.connected, "{now:?}");
+    assert_eq!((now.live_workers, now.workers), (2, 2));
+
+    world.spawner.failing.store(usize::MAX, Ordering::SeqCst);
+    world.spawner.worker(0).die.notify_one();
+    until("one worker is gone", || health.now().live_workers == 1).await;
+    assert!(health.now().is_ready(), "the other takes rooms");
+    world.spawner.worker(1).die.notify_one();
+    until("it has no worker", || !health.now().is_ready()).await;
+    assert!(health.now().turning && health.now().registered);
+    world.spawner.failing.store(0, Ordering::SeqCst);
+    until("its workers are back", || health.now().live_workers == 2 && health.now().is_ready()).await;
+
+    world.call("r").await;
+    let draining = NodeDraining { incarnation: Incarnation(1), deadline: None };
+    world.append(world.stream(), &[draining.into()]).await;
+    until("it drains", || health.now().draining && !health.now().is_ready()).await;
+    assert!(health.now().turning, "and serves its room");
+    ea.stop().await;
 }
 
 #[tokio::test]

@@ -12,6 +12,7 @@ pub mod agent;
 mod agent_tests;
 pub mod core;
 mod follow;
+pub mod health;
 pub mod objects;
 mod registrar;
 pub mod settings;
@@ -23,4 +24,5 @@ pub mod turns;
 pub mod worker;
 
 pub use agent::{Ea, start, start_with};
+pub use health::{Health, HealthWatch};
 pub use settings::{EaError, EaSettings};

@@ -7,8 +7,10 @@ use roomlog_bus::{ids::Version, journal::read_all};
 use roomlog_tests::{
     cell::eventually,
     cluster::{Cluster, Shape},
+    http,
     native::{Kind, NativePeer, Publish},
 };
+use serde_json::json;
 
 const SHAPE: fn() -> Shape = || Shape { ecs: 2, nuves: 1, eas: vec![1, 1], ..Shape::default() };
 
@@ -139,9 +141,27 @@ async fn an_ea_cut_off_from_nats_keeps_its_calls() -> anyhow::Result<()> {
     assert_eq!(ea, 0, "the call is on the EA behind the proxy");
     let cut = Instant::now();
     cluster.proxy.as_ref().context("it has one")?.cut();
-    tokio::time::sleep(Duration::from_secs(15)).await;
+    let origin = &cluster.eas[0].origin;
+    let ready = async |status: u16| {
+        eventually("its readiness is as it should be", Duration::from_secs(12), || async {
+            let answer = http::call(origin, "GET", "/readyz", None, None).await.ok()?;
+            (answer.status == status).then_some(answer.body)
+        })
+        .await
+    };
+    let without = ready(503).await?;
+    assert_eq!((&without["ready"], &without["liveWorkers"]), (&json!(false), &json!(1)), "{without}");
+    assert_ne!(without["journal"], "ok", "{without}");
+    // Whoever ends the process for that would end the call.
+    assert_eq!(http::call_text(origin, "/healthz").await?, "ok\n");
+    tokio::time::sleep(Duration::from_secs(15).saturating_sub(cut.elapsed())).await;
     cluster.proxy.as_ref().context("it has one")?.heal();
     cluster.agree(&ann.room, Duration::from_secs(10)).await.with_context(|| cluster.said())?;
+    let with = ready(200).await?;
+    assert_eq!(
+        (&with["connected"], &with["registered"], &with["journal"]),
+        (&json!(true), &json!(true), &json!("ok"))
+    );
     let gap = ann.largest_gap_since(cut).context("packets came")?;
     println!("EA cut off from NATS for 15 s: largest RTP gap {gap:?}");
     assert!(gap < Duration::from_millis(200), "{gap:?}");

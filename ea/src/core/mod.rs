@@ -418,6 +418,16 @@ impl<R> Core<R> {
         self.incarnation
     }
 
+    /// Whether the log has this start of the node, and nobody has called it lost since.
+    pub fn is_registered(&self) -> bool {
+        !self.reregistering
+    }
+
+    /// Whether it takes nothing new.
+    pub fn is_draining(&self) -> bool {
+        self.draining
+    }
+
     /// Load, for the heartbeat.
     pub fn load(&self) -> Load {
         let clients = |room: &Room<R>| {

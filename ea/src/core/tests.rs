@@ -655,8 +655,10 @@ fn a_node_that_was_called_lost_registers_again_and_keeps_its_media() {
     let lost = NodeLost { incarnation: Incarnation(1), observer: "ec.e".into(), reason: "silent".into() };
     world.input(Input::Commit(own.write(&[lost.into()])));
     assert_eq!(world.other, [Effect::Reregister(vec![(WorkerIndex(0), 1)])]);
+    assert!(!world.core.is_registered());
     assert!(matches!(world.ask("x", open("q", 1, 1)), Err(RpcError::Media(MediaError::Unavailable { .. }))));
     world.input(Input::Registered(Incarnation(2)));
+    assert!(world.core.is_registered());
     assert_eq!(world.heard(0), []);
     world.media("r", 1, create("t")).unwrap();
     let after = world.open("q", 1);
