@@ -72,6 +72,8 @@ enum Bench {
     Media(roomlog_bench::media::MediaArgs),
     /// The log: durable appends beside the raw file, folding, opening. docs/performance.md says how to read it.
     Log(roomlog_bench::log::LogArgs),
+    /// The token route: requests a second beside a bare route that signs the same token. docs/performance.md says how to read it.
+    Token(roomlog_bench::token::TokenArgs),
 }
 
 #[derive(Args)]
@@ -106,6 +108,10 @@ fn main() -> ExitCode {
         Command::Bench(Bench::Log(args)) => {
             log_to_stderr(Some("error"));
             roomlog_bench::log::run(&args)
+        }
+        Command::Bench(Bench::Token(args)) => {
+            log_to_stderr(Some("error"));
+            roomlog_bench::token::run(&args)
         }
         Command::Replay(args) => {
             log_to_stderr(Some("off")); // what is wrong with the log is in the answer

@@ -27,3 +27,20 @@ fn the_media_bench_measures_a_real_worker() {
     assert!(memory > Some(1_000) && memory < Some(10_000_000), "{report}");
     assert!(said.contains("packets/s at most"), "the generator's own ceiling comes first: {said}");
 }
+
+#[test]
+fn the_token_bench_asks_a_whole_nuve_and_a_bare_route() {
+    let run = Command::new(env!("CARGO_BIN_EXE_roomlog"))
+        .args(["bench", "token", "--json", "--seconds", "1", "--rooms", "40"])
+        .output()
+        .expect("the program starts");
+    let said = String::from_utf8_lossy(&run.stderr);
+    assert!(run.status.success(), "{said}");
+    let report: serde_json::Value = serde_json::from_slice(&run.stdout).expect("one JSON object");
+    let number = |name: &str| report[name].as_f64().unwrap_or_else(|| panic!("no {name} in {report}"));
+    assert_eq!(number("rooms"), 40.0);
+    assert!(number("per_s") > 10.0 && number("bare_per_s") > 10.0, "{report}");
+    let ratio = number("per_s") / number("bare_per_s");
+    assert!((number("ratio") - ratio).abs() < 0.01, "{report}");
+    assert!(number("p50_ms") > 0.0 && number("p99_ms") >= number("p50_ms"), "{report}");
+}

@@ -1,8 +1,10 @@
 //! Measurements that anybody can repeat: what `roomlog bench` runs.
 //!
-//! [`media`] measures the way of a packet through a real SFU worker, [`log`] that of a commit to the disk and back into state.
+//! [`media`] measures the way of a packet through a real SFU worker, [`log`] that of a commit to the disk and back into state,
+//! [`token`] what the token route of NUVE takes.
 
 #![forbid(unsafe_code)]
 
 pub mod log;
 pub mod media;
+pub mod token;
