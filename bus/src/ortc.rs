@@ -3,15 +3,18 @@
 //! Shapes and field names are those of `mediasoup-client` (RTP parameters and capabilities as in the ORTC draft, §9), so a browser's
 //! JSON decodes into these types and back without a mapping. Field names are camelCase on every wire, also in the log.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, fmt};
 
-use serde::{Deserialize, Serialize};
+use serde::{
+    Deserialize, Deserializer, Serialize,
+    de::{Error, Visitor},
+};
 
 /// Codec-specific parameters (`a=fmtp`): values are numbers or text.
 pub type FmtpParameters = BTreeMap<String, FmtpValue>;
 
 /// One `fmtp` value; browsers send numbers where they can.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize)]
 #[serde(untagged)]
 pub enum FmtpValue {
     /// An integer, `packetization-mode=1`.
@@ -22,6 +25,47 @@ pub enum FmtpValue {
     Flag(bool),
     /// Text, `profile-level-id=42e01f`.
     Text(String),
+}
+
+/// Reads one where it lies: a fold reads dozens for each client.
+struct Value;
+
+impl Visitor<'_> for Value {
+    type Value = FmtpValue;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a number, a flag or text")
+    }
+
+    fn visit_i64<E: Error>(self, value: i64) -> Result<FmtpValue, E> {
+        Ok(FmtpValue::Integer(value))
+    }
+
+    fn visit_u64<E: Error>(self, value: u64) -> Result<FmtpValue, E> {
+        Ok(i64::try_from(value).map_or(FmtpValue::Number(value as f64), FmtpValue::Integer))
+    }
+
+    fn visit_f64<E: Error>(self, value: f64) -> Result<FmtpValue, E> {
+        Ok(FmtpValue::Number(value))
+    }
+
+    fn visit_bool<E: Error>(self, value: bool) -> Result<FmtpValue, E> {
+        Ok(FmtpValue::Flag(value))
+    }
+
+    fn visit_str<E: Error>(self, value: &str) -> Result<FmtpValue, E> {
+        Ok(FmtpValue::Text(value.to_owned()))
+    }
+
+    fn visit_string<E: Error>(self, value: String) -> Result<FmtpValue, E> {
+        Ok(FmtpValue::Text(value))
+    }
+}
+
+impl<'de> Deserialize<'de> for FmtpValue {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_any(Value)
+    }
 }
 
 impl FmtpValue {
@@ -126,12 +170,34 @@ pub struct RtpHeaderExtensionCapability {
     pub direction: ExtensionDirection,
 }
 
-fn empty_kind<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<Option<MediaKind>, D::Error> {
-    match Option::<String>::deserialize(deserializer)?.as_deref() {
-        None | Some("") => Ok(None),
-        Some("audio") => Ok(Some(MediaKind::Audio)),
-        Some("video") => Ok(Some(MediaKind::Video)),
-        Some(other) => Err(serde::de::Error::unknown_variant(other, &["audio", "video"])),
+fn empty_kind<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<MediaKind>, D::Error> {
+    deserializer.deserialize_any(MaybeKind)
+}
+
+struct MaybeKind;
+
+impl Visitor<'_> for MaybeKind {
+    type Value = Option<MediaKind>;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("\"audio\", \"video\", nothing or empty text")
+    }
+
+    fn visit_unit<E: Error>(self) -> Result<Option<MediaKind>, E> {
+        Ok(None)
+    }
+
+    fn visit_none<E: Error>(self) -> Result<Option<MediaKind>, E> {
+        Ok(None)
+    }
+
+    fn visit_str<E: Error>(self, text: &str) -> Result<Option<MediaKind>, E> {
+        match text {
+            "" => Ok(None),
+            "audio" => Ok(Some(MediaKind::Audio)),
+            "video" => Ok(Some(MediaKind::Video)),
+            other => Err(E::unknown_variant(other, &["audio", "video"])),
+        }
     }
 }
 
@@ -368,4 +434,52 @@ pub struct NumSctpStreams {
 pub struct SctpCapabilities {
     /// Streams.
     pub num_streams: NumSctpStreams,
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn fmtp_values_are_read_as_they_were_sent_and_survive_the_log() {
+        for (sent, value) in [
+            (json!(1), FmtpValue::Integer(1)),
+            (json!(-7), FmtpValue::Integer(-7)),
+            (json!(1.5), FmtpValue::Number(1.5)),
+            (json!(u64::MAX), FmtpValue::Number(u64::MAX as f64)),
+            (json!(true), FmtpValue::Flag(true)),
+            (json!("42e01f"), FmtpValue::Text("42e01f".into())),
+        ] {
+            assert_eq!(serde_json::from_value::<FmtpValue>(sent.clone()).unwrap(), value, "{sent}");
+            assert_eq!(serde_json::from_str::<FmtpValue>(&sent.to_string()).unwrap(), value, "{sent}");
+            let logged = rmp_serde::to_vec_named(&value).unwrap();
+            assert_eq!(rmp_serde::from_slice::<FmtpValue>(&logged).unwrap(), value, "{sent}");
+        }
+        for bad in [json!(null), json!([1]), json!({ "a": 1 })] {
+            let refused = serde_json::from_value::<FmtpValue>(bad).unwrap_err().to_string();
+            assert!(refused.contains("a number, a flag or text"), "{refused}");
+        }
+    }
+
+    #[test]
+    fn an_extension_may_be_for_either_kind_or_for_both() {
+        for (kind, read) in [
+            (json!("audio"), Some(MediaKind::Audio)),
+            (json!("video"), Some(MediaKind::Video)),
+            (json!(""), None),
+            (json!(null), None),
+        ] {
+            let sent = json!({ "kind": kind, "uri": "urn:x", "preferredId": 1 });
+            let extension: RtpHeaderExtensionCapability = serde_json::from_value(sent).unwrap();
+            assert_eq!(extension.kind, read);
+            let logged = rmp_serde::to_vec_named(&extension).unwrap();
+            assert_eq!(rmp_serde::from_slice::<RtpHeaderExtensionCapability>(&logged).unwrap(), extension);
+        }
+        for bad in [json!("text"), json!(1)] {
+            let sent = json!({ "kind": bad, "uri": "urn:x", "preferredId": 1 });
+            assert!(serde_json::from_value::<RtpHeaderExtensionCapability>(sent).is_err());
+        }
+    }
 }

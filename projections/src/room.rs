@@ -239,9 +239,13 @@ impl RoomState {
         if !skips && !commit.follows(self.head.as_ref()) {
             return Err(not_next(commit, self.head));
         }
-        let events = commit.events.iter().map(Event::decode).collect::<Result<Vec<_>, _>>()?;
-        for event in events {
-            self.take(event, commit.time);
+        match commit.events.as_slice() {
+            // Most have one, and it need not be put by until all have been read.
+            [event] => self.take(Event::decode(event)?, commit.time),
+            events => {
+                let events = events.iter().map(Event::decode).collect::<Result<Vec<_>, _>>()?;
+                events.into_iter().for_each(|event| self.take(event, commit.time));
+            }
         }
         self.head = Some(commit.head());
         Ok(())
