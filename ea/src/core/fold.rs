@@ -36,6 +36,8 @@ impl<R> Core<R> {
         for id in self.rooms.keys().cloned().collect::<Vec<_>>() {
             self.with_room(&id, |core, room| {
                 room.anew = Some(Anew::Wanted);
+                // What was followed before may not be in the log any more; what is followed from here on is, and a read may lack it.
+                room.seen = Version(0);
                 core.load_rest(&id, room);
             });
         }
@@ -62,7 +64,6 @@ impl<R> Core<R> {
             let Some(commits) = commits else { return Vec::new() }; // the next tick asks again
             if room.anew.take().is_some() {
                 room.fold = RoomState::default();
-                room.seen = Version(0);
                 room.epoch = Epoch(0); // an epoch that is not in the log any more binds nobody
                 room.stuck = false;
             }

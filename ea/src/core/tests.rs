@@ -532,6 +532,19 @@ fn after_a_repair_a_room_is_what_the_log_says_then() {
 }
 
 #[test]
+fn after_a_repair_what_was_followed_while_the_log_was_read_is_not_forgotten() {
+    let mut world = World::new(1);
+    world.call("r");
+    let effects = world.core.handle(world.now, Input::Repaired);
+    assert_eq!(effects, [Effect::Load { room: room("r"), from: Version(1) }]);
+    // A leader that was deposed a moment ago answers what it had.
+    let read = world.journal[&room("r")].all.clone();
+    world.commit("r", &[left("a"), left("b")]);
+    world.input(Input::Loaded { room: room("r"), commits: Some(read) });
+    assert!(world.books[0].routers.is_empty(), "the last client's leaving ends it");
+}
+
+#[test]
 fn a_state_is_answered_once_its_version_is_folded() {
     let mut world = World::new(1);
     world.call("r");
