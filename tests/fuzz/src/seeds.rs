@@ -487,7 +487,11 @@ fn logs() -> Vec<Vec<u8>> {
             "WebhookSet",
             json!({ "webhook": "w", "url": "https://a.example/", "enabled": true, "generation": 1, "key": "k", "cursor": [1] }),
         ),
-        ("service.s", "WebhookFailed", json!({ "webhook": "w", "since": 1_800_000_000_000_000_u64, "attempts": 6, "error": "503" })),
+        (
+            "service.s",
+            "WebhookFailed",
+            json!({ "webhook": "w", "since": 1_800_000_000_000_000_u64, "attempts": 6, "error": "503" }),
+        ),
         ("service.s", "WebhookAdvanced", json!({ "webhook": "w", "cursor": [2] })),
         ("service.s", "WebhookClaimed", json!({ "webhook": "w", "node": "nuve.n" })),
         ("service.s", "WebhookRemoved", json!({ "webhook": "w" })),
