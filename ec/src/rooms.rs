@@ -8,7 +8,7 @@ use std::{
 use roomlog_bus::ids::RoomId;
 use tokio::sync::{
     mpsc::{self, error::TrySendError},
-    watch,
+    oneshot,
 };
 
 use crate::{
@@ -17,12 +17,26 @@ use crate::{
     room::{Room, RoomMessage},
 };
 
-/// The inboxes of the running rooms.
+/// Whoever waits for one learns that the room is off the list: nothing is ever sent.
+pub(crate) type Listed = oneshot::Receiver<std::convert::Infallible>;
+
+/// The running rooms.
 #[derive(Default)]
 pub(crate) struct Rooms {
-    running: Mutex<BTreeMap<RoomId, mpsc::Sender<RoomMessage>>>,
-    /// This start of the EC is over. Set under the lock: a room that began after it would have nobody to tell it that it is another's.
-    over: watch::Sender<bool>,
+    running: Mutex<Running>,
+}
+
+#[derive(Default)]
+struct Running {
+    rooms: BTreeMap<RoomId, Entry>,
+    /// This start of the EC is over: a room that began now would have nobody to tell it that it is another's.
+    over: bool,
+}
+
+struct Entry {
+    inbox: mpsc::Sender<RoomMessage>,
+    /// One for each room, so that rooms end in the order of the list, in a simulation each time the same.
+    _listed: oneshot::Sender<std::convert::Infallible>,
 }
 
 impl Rooms {
@@ -34,20 +48,21 @@ impl Rooms {
         room: &RoomId,
         message: RoomMessage,
     ) -> Result<mpsc::Sender<RoomMessage>, Refusal> {
-        let mut inboxes = self.lock();
-        if *self.over.borrow() {
+        let mut running = self.lock();
+        if running.over {
             return Err(Refusal::Retry("this EC begins again".into()));
         }
-        let inbox = inboxes.entry(room.clone()).or_insert_with(|| {
+        let entry = running.rooms.entry(room.clone()).or_insert_with(|| {
             let (inbox, messages) = mpsc::channel(shared.settings.room_queue);
-            tokio::spawn(Room::new(shared.clone(), room.clone()).run(messages, self.over.subscribe()));
-            inbox
+            let (_listed, listed) = oneshot::channel();
+            tokio::spawn(Room::new(shared.clone(), room.clone()).run(messages, listed));
+            Entry { inbox, _listed }
         });
-        match inbox.try_send(message) {
-            Ok(()) => Ok(inbox.clone()),
+        match entry.inbox.try_send(message) {
+            Ok(()) => Ok(entry.inbox.clone()),
             Err(TrySendError::Full(_)) => Err(Refusal::Retry("this room has too much to do".into())),
             Err(TrySendError::Closed(_)) => {
-                inboxes.remove(room);
+                running.rooms.remove(room);
                 Err(Refusal::Retry("this room is being closed".into()))
             }
         }
@@ -55,8 +70,8 @@ impl Rooms {
 
     /// Gives a message to every running room.
     pub(crate) fn broadcast(&self, mut message: impl FnMut() -> RoomMessage) {
-        for (room, inbox) in &*self.lock() {
-            if inbox.try_send(message()).is_err() {
+        for (room, entry) in &self.lock().rooms {
+            if entry.inbox.try_send(message()).is_err() {
                 tracing::warn!(%room, "a room is too busy for news; its inventory comes back to it");
             }
         }
@@ -64,12 +79,12 @@ impl Rooms {
 
     /// Whether `room` runs.
     pub(crate) fn runs(&self, room: &RoomId) -> bool {
-        self.lock().contains_key(room)
+        self.lock().rooms.contains_key(room)
     }
 
     /// How many run.
     pub(crate) fn len(&self) -> usize {
-        self.lock().len()
+        self.lock().rooms.len()
     }
 
     /// Takes a room off the list unless a message has come in.
@@ -78,7 +93,7 @@ impl Rooms {
         if !inbox.is_empty() {
             return false;
         }
-        running.remove(room);
+        running.rooms.remove(room);
         inbox.close();
         true
     }
@@ -87,11 +102,11 @@ impl Rooms {
     /// do: each socket holds one.
     pub(crate) fn clear(&self) {
         let mut running = self.lock();
-        self.over.send_replace(true);
-        running.clear();
+        running.over = true;
+        running.rooms.clear();
     }
 
-    fn lock(&self) -> MutexGuard<'_, BTreeMap<RoomId, mpsc::Sender<RoomMessage>>> {
+    fn lock(&self) -> MutexGuard<'_, Running> {
         self.running.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

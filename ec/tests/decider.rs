@@ -7,9 +7,10 @@ use std::collections::BTreeSet;
 
 use rand::{Rng, SeedableRng, prelude::IndexedRandom, rngs::StdRng};
 use roomlog_bus::{
-    commit::{Cause, Commit, CommitId, Head, Payload, StreamId, Writer},
+    commit::{Cause, Commit, CommitId, Head, Payload, RawEvent, StreamId, Writer},
     events::{
-        Candidate, Event, NodeRegistered, Placement, RoomCreated, RoomPlaced, ServiceCreated, WorkerStarted,
+        Candidate, Event, NodeRegistered, Placement, RoomCreated, RoomOpened, RoomPlaced, ServiceCreated,
+        WorkerStarted,
     },
     ids::{
         ClientId, ConsumerId, EaId, EcId, Epoch, Incarnation, MediaEpoch, NuveId, ProducerId, RoomId,
@@ -317,6 +318,18 @@ fn ec() -> StreamId {
 
 fn nuve() -> StreamId {
     StreamId::from(&NuveId::new("nuve").unwrap())
+}
+
+#[test]
+fn what_a_newer_version_wrote_is_counted_and_told_to_nobody() {
+    let mut world = World::new(1);
+    let newer = RawEvent::new("RoomPainted", 1, Payload::encode(&json!({ "colour": "red" })));
+    let events = vec![Event::Unknown(newer), RoomOpened {}.into()];
+    let before = world.state.version();
+    let commit = world.commit_of(&room(), &ec(), world.state.head, Epoch(1), events);
+    assert_eq!(world.take(&commit), []);
+    assert!(world.state.open);
+    assert_eq!(world.state.version(), Version(before.0 + 2));
 }
 
 #[test]

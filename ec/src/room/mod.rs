@@ -27,10 +27,10 @@ use roomlog_bus::{
     time::Timestamp,
     token::Claims,
 };
-use roomlog_projections::{membership::stopped, room::RoomState};
+use roomlog_projections::room::RoomState;
 use serde_json::{Value, json};
 use tokio::{
-    sync::{mpsc, oneshot, watch},
+    sync::{mpsc, oneshot},
     task::JoinSet,
     time::Instant,
 };
@@ -42,6 +42,7 @@ use crate::{
     per_client::Made,
     protoo,
     requests::{self, Answer, Plan},
+    rooms::Listed,
     select::room_best,
     session::{FINAL, RESTART, Seen, Session, Socket},
 };
@@ -194,16 +195,12 @@ impl Room {
     }
 
     /// Runs until the room is empty, deleted or another's, or this start of the EC is over.
-    pub(crate) async fn run(
-        mut self,
-        mut inbox: mpsc::Receiver<RoomMessage>,
-        mut over: watch::Receiver<bool>,
-    ) {
+    pub(crate) async fn run(mut self, mut inbox: mpsc::Receiver<RoomMessage>, listed: Listed) {
         tokio::select! {
             biased;
             // In the middle of whatever it does: nobody hears the EAs for this start any more, and the next start has the room. What was
             // sent and not answered is found in the log, or by the inventory.
-            () = stopped(&mut over) => {}
+            _ = listed => {}
             () = self.live(&mut inbox) => {}
         }
         for (ea, _) in std::mem::take(&mut self.state.placements) {
