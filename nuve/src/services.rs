@@ -9,13 +9,13 @@ use axum::{
     response::{IntoResponse, Response},
 };
 use roomlog_bus::{
-    commit::{Cause, Head, StreamId},
+    commit::{Cause, StreamId},
     env::Env,
     events::{
         Event, ServiceChanged, ServiceCreated, ServiceDeleted, ServiceKeyRotated, ServiceOldKeyRevoked,
     },
     ids::{ServiceId, Version},
-    journal::AppendError,
+    journal::{AppendError, read_all},
     log::{Draft, Log},
 };
 use roomlog_projections::service::ServiceState;
@@ -23,7 +23,7 @@ use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 use crate::{
-    app::AppState,
+    app::{App, AppState},
     credentials::{self, KeyKind, SecretFileError, hash, new_key},
     http::{AdminKey, At, Because, Body, Params, version_header},
     idempotency::{self, IdempotencyKey},
@@ -154,6 +154,11 @@ fn no_service(id: &str) -> Problem {
     problem::NO_SERVICE.detail(format!("Service {id:?} is not there."))
 }
 
+/// The service that a path names.
+fn named(id: &str) -> Result<ServiceId, Problem> {
+    ServiceId::new(id).map_err(|_| no_service(id))
+}
+
 /// Makes a service. Its keys are in the answer and nowhere else: the log has only their hashes.
 #[utoipa::path(post, path = "/v1/services", tag = "services", request_body = NewService,
     params(("Idempotency-Key" = Option<String>, Header, min_length = 1, max_length = 255, pattern = "^[!-~]+$", description = "the same request with the same key is carried out once")), security(("admin" = [])), responses(
@@ -263,7 +268,7 @@ pub async fn get(
     _: AdminKey,
     At(id): At<String>,
 ) -> Result<Json<Service>, Problem> {
-    let service = ServiceId::new(&id).map_err(|_| no_service(&id))?;
+    let service = named(&id)?;
     let state = app.service(&service).await?.filter(|state| !state.deleted).ok_or_else(|| no_service(&id))?;
     Ok(Json(describe(&app, &service, &state)))
 }
@@ -278,8 +283,8 @@ pub async fn delete(
     Because(cause): Because,
     At(id): At<String>,
 ) -> Result<Response, Problem> {
-    let (service, state) = alive(&app, &id).await?;
-    let version = write(&app, &service, state.head, cause, ServiceDeleted {}.into()).await?;
+    let service = named(&id)?;
+    let version = app.decide_service(&service, cause, |_| Ok(vec![ServiceDeleted {}.into()])).await?;
     Ok((StatusCode::NO_CONTENT, version_header(version)).into_response())
 }
 
@@ -294,43 +299,66 @@ pub async fn change(
     At(id): At<String>,
     Body(change): Body<ServiceChange>,
 ) -> Result<Response, Problem> {
-    let (service, state) = alive(&app, &id).await?;
-    let event = ServiceChanged {
-        name: change.name.unwrap_or(state.name),
-        publishable_creates_rooms: change
-            .publishable_creates_rooms
-            .unwrap_or(state.publishable_creates_rooms),
-        origins: change.origins.unwrap_or(state.origins),
+    let service = named(&id)?;
+    change.name.as_deref().map_or(Ok(()), |name| check_name("service", name))?;
+    change.origins.as_deref().map_or(Ok(()), check_origins)?;
+    let decide = |state: &ServiceState| {
+        let changed = ServiceChanged {
+            name: change.name.clone().unwrap_or_else(|| state.name.clone()),
+            publishable_creates_rooms: change
+                .publishable_creates_rooms
+                .unwrap_or(state.publishable_creates_rooms),
+            origins: change.origins.clone().unwrap_or_else(|| state.origins.clone()),
+        };
+        Ok(vec![changed.into()])
     };
-    check_name("service", &event.name)?;
-    check_origins(&event.origins)?;
-    let version = write(&app, &service, state.head, cause, event.into()).await?;
-    let (service, state) = alive(&app, &id).await?;
+    let version = app.decide_service(&service, cause, decide).await?;
+    let state = app.service_now(&service).await?;
     Ok((version_header(version), Json(describe(&app, &service, &state))).into_response())
 }
 
-/// A service as the journal has it now, if it is not deleted.
-async fn alive(app: &AppState, id: &str) -> Result<(ServiceId, ServiceState), Problem> {
-    let service = ServiceId::new(id).map_err(|_| no_service(id))?;
-    let state = app.service_now(&service).await?;
-    if state.head.is_none() || state.deleted {
-        return Err(no_service(id));
+impl App {
+    /// Appends to the stream of a service what `decide` makes of its state; nothing where that is nothing.
+    pub(crate) async fn decide_service(
+        &self,
+        service: &ServiceId,
+        cause: Cause,
+        decide: impl Fn(&ServiceState) -> Result<Vec<Event>, Problem>,
+    ) -> Result<Version, Problem> {
+        /// As in placement: each round somebody else got through.
+        const ROUNDS: u32 = 8;
+        let stream = StreamId::from(service);
+        for _ in 0..ROUNDS {
+            let state = self.service_now(service).await?;
+            if state.head.is_none() || state.deleted {
+                return Err(no_service(service.as_str()));
+            }
+            let events = decide(&state)?;
+            if events.is_empty() {
+                return Ok(state.version());
+            }
+            let draft = Draft { cause: cause.clone(), ..Draft::default() };
+            match self.log.append(stream.clone(), state.head, draft, &events).await {
+                Ok(commit) => {
+                    self.settle(&stream, commit.last_version()).await;
+                    return Ok(commit.last_version());
+                }
+                Err(AppendError::Conflict { .. }) => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+        Err(problem::CONTENDED.detail(format!("Service {service} was to be changed.")).retry_after(1))
     }
-    Ok((service, state))
-}
 
-/// Appends what happened to a service that was just read, and gives its version once this node has folded it.
-async fn write(
-    app: &AppState,
-    service: &ServiceId,
-    head: Option<Head>,
-    cause: Cause,
-    event: Event,
-) -> Result<Version, Problem> {
-    let draft = Draft { cause, ..Draft::default() };
-    let commit = app.log.append(StreamId::from(service), head, draft, &[event]).await?;
-    app.settle(&commit.stream, commit.last_version()).await;
-    Ok(commit.last_version())
+    /// A service as the journal has it now.
+    pub(crate) async fn service_now(&self, service: &ServiceId) -> Result<ServiceState, Problem> {
+        let known = self.directory.read().services.get(service).cloned();
+        let mut state = known.unwrap_or_default();
+        for commit in read_all(&*self.journal, &StreamId::from(service), state.version().next()).await? {
+            state.apply_commit(&commit)?;
+        }
+        Ok(state)
+    }
 }
 
 /// Which key is replaced.
@@ -386,7 +414,7 @@ pub async fn rotate(
     At(id): At<String>,
     Body(rotation): Body<Rotation>,
 ) -> Result<Response, Problem> {
-    let (service, state) = alive(&app, &id).await?;
+    let service = named(&id)?;
     if rotation.old_valid_s > MAX_OLD_VALID_S {
         return Err(problem::INVALID_FIELD.detail(format!(
             "`oldValidS` is {}; at most {MAX_OLD_VALID_S} is allowed.",
@@ -400,15 +428,8 @@ pub async fn rotate(
     let old_until = app.env.now().plus_millis(u64::from(rotation.old_valid_s) * 1_000);
     let old_until = (rotation.old_valid_s > 0).then_some(old_until);
     let key = app.env.draw(|rng| new_key(kind, &service, rng));
-    let which = rotation.which.as_str().into();
-    let version = write(
-        &app,
-        &service,
-        state.head,
-        cause,
-        ServiceKeyRotated { which, hash: hash(&key), old_until }.into(),
-    )
-    .await?;
+    let rotated = ServiceKeyRotated { which: rotation.which.as_str().into(), hash: hash(&key), old_until };
+    let version = app.decide_service(&service, cause, |_| Ok(vec![rotated.clone().into()])).await?;
     let no_store = [(header::CACHE_CONTROL, "no-store")];
     Ok((StatusCode::CREATED, version_header(version), no_store, Json(NewKey { key })).into_response())
 }
@@ -423,15 +444,8 @@ pub async fn revoke(
     Because(cause): Because,
     At((id, which)): At<(String, Which)>,
 ) -> Result<Response, Problem> {
-    let (service, state) = alive(&app, &id).await?;
-    let version = write(
-        &app,
-        &service,
-        state.head,
-        cause,
-        ServiceOldKeyRevoked { which: which.as_str().into() }.into(),
-    )
-    .await?;
+    let revoked = ServiceOldKeyRevoked { which: which.as_str().into() };
+    let version = app.decide_service(&named(&id)?, cause, |_| Ok(vec![revoked.clone().into()])).await?;
     Ok((StatusCode::NO_CONTENT, version_header(version)).into_response())
 }
 

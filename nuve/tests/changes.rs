@@ -9,7 +9,7 @@ use std::{sync::Arc, time::Duration};
 use roomlog_bus::{
     commit::Commit,
     env::Env,
-    events::{Event, RoomChanged, RoomLimits},
+    events::{Event, RoomChanged, RoomLimits, ServiceChanged},
     ids::Epoch,
     journal::{AppendError, Before, Journal},
     log::{Draft, Log},
@@ -222,4 +222,42 @@ async fn what_changed_between_looking_and_changing_is_not_lost() {
     let body = json!({"metadata": {"by": "us"}, "limits": {"maxClients": 8}});
     let changed = front.patch(&path, body).key(&keys.secret).send().await.is(200).json();
     assert_eq!(changed["metadata"], json!({"by": "us"}));
+}
+
+/// A journal in which, whenever a service is to get a name, somebody gives it another origin first.
+struct MovedBefore(Arc<dyn Journal>);
+
+#[async_trait::async_trait]
+impl Before for MovedBefore {
+    fn behind(&self) -> &dyn Journal {
+        &*self.0
+    }
+
+    async fn append(&self, commit: Commit) -> Result<(), AppendError> {
+        let named = commit.events.iter().find_map(|event| match Event::decode(event) {
+            Ok(Event::ServiceChanged(changed)) if changed.name == "ours" => Some(changed),
+            _ => None,
+        });
+        if let Some(ours) = named
+            && ours.origins.is_empty()
+        {
+            let log =
+                Log::new(self.0.clone(), Env::new(Arc::new(SystemClock), [99; 32]), commit.writer.clone());
+            let origins = vec!["https://theirs.example".into()];
+            let event = ServiceChanged { name: "before".into(), origins, ..ours };
+            let head = self.0.head(&commit.stream).await.expect("the head reads");
+            log.append(commit.stream.clone(), head, Draft::default(), &[event.into()]).await?;
+        }
+        self.0.append(commit).await
+    }
+}
+
+#[tokio::test]
+async fn who_changes_a_part_of_a_service_keeps_what_another_changes_at_once() {
+    let cell = Cell::over(|journal| Arc::new(MovedBefore(journal)));
+    let front = cell.nuve(Cell::settings("n1")).await;
+    let keys = front.service().await;
+    let path = format!("/v1/services/{}", keys.id);
+    let changed = front.patch(&path, json!({"name": "ours"})).key(ADMIN).send().await.is(200).json();
+    assert_eq!((&changed["name"], &changed["origins"]), (&json!("ours"), &json!(["https://theirs.example"])));
 }

@@ -361,8 +361,9 @@ pub async fn rotate(
         Ok(if same_key { vec![set.into()] } else { vec![set.into(), claimed.into()] })
     };
     let version = app.decide_service(&service, cause, decide).await?;
-    let generation = app.webhook(&service, &id).await?.generation;
-    let shown = app.shown(&service, &id, Some(app.webhook_key.secret(&id, generation))).await?;
+    let hook = app.webhook(&service, &id).await?;
+    let secret = app.webhook_key.secret(&id, hook.generation);
+    let shown = Json(describe(&app.journal.tail().await?, &id, &hook, Some(secret)));
     let no_store = [(header::CACHE_CONTROL, "no-store")];
     Ok((StatusCode::CREATED, version_header(version), no_store, shown).into_response())
 }

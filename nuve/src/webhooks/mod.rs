@@ -14,10 +14,8 @@ use std::{collections::BTreeMap, time::Duration};
 
 use roomlog_bus::{
     commit::{Cause, StreamId},
-    events::{Event, WebhookClaimed},
-    ids::{ServiceId, Version},
-    journal::{AppendError, read_all},
-    log::Draft,
+    events::WebhookClaimed,
+    ids::ServiceId,
 };
 use roomlog_projections::{
     membership::Health,
@@ -28,10 +26,7 @@ use tokio::{
     task::{AbortHandle, JoinSet},
 };
 
-use crate::{
-    app::{App, AppState, stopped},
-    problem::{self, Problem},
-};
+use crate::app::{App, AppState, stopped};
 
 pub mod api;
 pub mod deliver;
@@ -128,47 +123,5 @@ impl App {
                 tracing::warn!(webhook = id, reason = %problem.detail, "it is not claimed; tried again")
             }
         }
-    }
-
-    /// Appends to the stream of a service what `decide` makes of its state; nothing where that is nothing.
-    pub(crate) async fn decide_service(
-        &self,
-        service: &ServiceId,
-        cause: Cause,
-        decide: impl Fn(&ServiceState) -> Result<Vec<Event>, Problem>,
-    ) -> Result<Version, Problem> {
-        /// As in placement: each round somebody else got through.
-        const ROUNDS: u32 = 8;
-        let stream = StreamId::from(service);
-        for _ in 0..ROUNDS {
-            let state = self.service_now(service).await?;
-            if state.head.is_none() || state.deleted {
-                return Err(problem::NO_SERVICE.detail(format!("Service {service} is not there.")));
-            }
-            let events = decide(&state)?;
-            if events.is_empty() {
-                return Ok(state.version());
-            }
-            let draft = Draft { cause: cause.clone(), ..Draft::default() };
-            match self.log.append(stream.clone(), state.head, draft, &events).await {
-                Ok(commit) => {
-                    self.settle(&stream, commit.last_version()).await;
-                    return Ok(commit.last_version());
-                }
-                Err(AppendError::Conflict { .. }) => {}
-                Err(error) => return Err(error.into()),
-            }
-        }
-        Err(problem::CONTENDED.detail(format!("Service {service} was to be changed.")).retry_after(1))
-    }
-
-    /// A service as the journal has it now.
-    pub(crate) async fn service_now(&self, service: &ServiceId) -> Result<ServiceState, Problem> {
-        let known = self.directory.read().services.get(service).cloned();
-        let mut state = known.unwrap_or_default();
-        for commit in read_all(&*self.journal, &StreamId::from(service), state.version().next()).await? {
-            state.apply_commit(&commit)?;
-        }
-        Ok(state)
     }
 }
