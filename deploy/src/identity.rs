@@ -1,15 +1,19 @@
 //! What a data folder is: the ids of the nodes that live on it, and the certificate it shows with `--lan`. Made once, then kept.
 
-use std::{fs, io::Write, net::IpAddr, path::Path};
+use std::{fs, net::IpAddr, path::Path};
 
 use anyhow::Context;
 use roomlog_bus::{
     env::Env,
     ids::{EaId, EcId, NuveId},
 };
+use roomlog_nuve::credentials::replace;
 use serde::{Deserialize, Serialize};
 
 use crate::tls::Files;
+
+/// The file in the data folder that keeps the nodes' ids.
+const NODES_FILE: &str = "nodes.toml";
 
 /// Ids of the nodes of one data folder.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -36,7 +40,7 @@ impl NodeIds {
 
     /// The ids kept in `data`, made now if there are none.
     pub fn load_or_make(data: &Path, env: &Env) -> anyhow::Result<Self> {
-        let path = data.join("nodes.toml");
+        let path = data.join(NODES_FILE);
         match fs::read_to_string(&path) {
             Ok(text) => toml::from_str(&text).with_context(|| format!("{} does not read", path.display())),
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
@@ -46,7 +50,7 @@ impl NodeIds {
                     nuve: NuveId::random(rng),
                 });
                 let text = toml::to_string(&ids).context("node ids are plain text")?;
-                write_whole(&path, text.as_bytes())?;
+                replace(data, NODES_FILE, text.as_bytes())?;
                 Ok(ids)
             }
             Err(error) => Err(error).with_context(|| format!("cannot read {}", path.display())),
@@ -58,33 +62,16 @@ impl NodeIds {
 /// it once goes on trusting it.
 pub fn own_certificate(data: &Path, address: IpAddr) -> anyhow::Result<Files> {
     let name = address.to_string().replace([':', '.'], "-");
-    let files = Files {
-        certificate: data.join(format!("lan-{name}.crt")),
-        key: data.join(format!("lan-{name}.key")),
-    };
+    let (certificate, key) = (format!("lan-{name}.crt"), format!("lan-{name}.key"));
+    let files = Files { certificate: data.join(&certificate), key: data.join(&key) };
     if files.certificate.exists() && files.key.exists() {
         return Ok(files);
     }
     let names = vec![address.to_string(), "localhost".to_owned(), "127.0.0.1".to_owned()];
     let made = rcgen::generate_simple_self_signed(names).context("cannot make a certificate")?;
-    write_whole(&files.key, made.signing_key.serialize_pem().as_bytes())?;
-    write_whole(&files.certificate, made.cert.pem().as_bytes())?;
+    replace(data, &key, made.signing_key.serialize_pem().as_bytes())?;
+    replace(data, &certificate, made.cert.pem().as_bytes())?;
     Ok(files)
-}
-
-/// Writes a file so that it is there whole or not at all, readable by its owner only.
-fn write_whole(path: &Path, bytes: &[u8]) -> anyhow::Result<()> {
-    use std::os::unix::fs::OpenOptionsExt;
-    let write = || -> std::io::Result<()> {
-        let next = path.with_extension("new");
-        let mut file =
-            fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&next)?;
-        file.write_all(bytes)?;
-        file.sync_all()?;
-        fs::rename(&next, path)?;
-        fs::File::open(path.parent().unwrap_or(Path::new(".")))?.sync_all()
-    };
-    write().with_context(|| format!("cannot write {}", path.display()))
 }
 
 /// The first private address of this machine's interfaces, else the first that is not loopback.

@@ -24,7 +24,7 @@ use roomlog_bus::{
 };
 use roomlog_ea::{Ea, EaSettings};
 use roomlog_ec::{Ec, EcSettings, EcStatus};
-use roomlog_nuve::{Nuve, NuveSettings};
+use roomlog_nuve::{Nuve, NuveSettings, network::Network};
 use roomlog_projections::{directory::LiveDirectory, retention::RetentionSettings};
 use tokio::task::JoinHandle;
 
@@ -353,7 +353,7 @@ fn nuve_settings(role: Role, settings: &Settings, ids: &NodeIds, data: &Path) ->
         webhook_key: settings.webhook_key.clone(),
         // Who tries things out on one machine has the receiver there too.
         webhook_allow: settings.webhook_allow.clone().unwrap_or_else(|| match role == Role::Up && demo {
-            true => vec!["127.0.0.0/8".into(), "::1".into()],
+            true => Network::LOOPBACK.to_vec(),
             false => Vec::new(),
         }),
         demo,

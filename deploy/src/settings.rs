@@ -11,10 +11,10 @@ use anyhow::Context;
 use clap::Args;
 use roomlog_bus::nats::{Credentials, JetStreamSettings, NatsSettings, Tls};
 use roomlog_ec::settings::RESUME;
-use roomlog_nuve::NuveSettings;
+use roomlog_nuve::{NuveSettings, network::Network};
 use serde::Deserialize;
 
-use crate::{proxies::Network, tls::Files};
+use crate::tls::Files;
 
 /// Where `up` keeps everything, unless told otherwise: beside where it is started, so that two trials do not meet.
 pub const DEFAULT_DATA: &str = ".data";
@@ -116,7 +116,7 @@ pub struct Settings {
     /// Networks that webhooks may call besides the public Internet, several separated by commas; only these without TLS. [default: none; a
     /// tenant's URL must be no way into the operator's network]
     #[arg(long, env = "ROOMLOG_WEBHOOK_ALLOW", value_name = "NETWORK", value_delimiter = ',')]
-    pub webhook_allow: Option<Vec<String>>,
+    pub webhook_allow: Option<Vec<Network>>,
     /// Whether the demo service exists, with which the page works at once. [default: true; say false on a machine strangers reach]
     #[arg(long, env = "ROOMLOG_DEMO", num_args = 0..=1, default_missing_value = "true", value_name = "BOOL")]
     pub demo: Option<bool>,

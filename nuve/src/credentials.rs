@@ -98,11 +98,25 @@ pub struct SecretFileError {
     source: io::Error,
 }
 
-impl SecretFileError {
-    /// `path` cannot be written.
-    pub(crate) fn writing(path: &Path, source: io::Error) -> Self {
-        Self { action: "write", path: path.to_owned(), source }
-    }
+/// Writes a file of mode 0600, durably but for its name in the folder.
+fn write_private(path: &Path, bytes: &[u8]) -> io::Result<()> {
+    let mut file = fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(path)?;
+    file.write_all(bytes)?;
+    file.sync_all()
+}
+
+/// A file beside `folder/name` that is no other process's.
+fn draft(folder: &Path, name: &str) -> PathBuf {
+    folder.join(format!("{name}.{}.new", std::process::id()))
+}
+
+/// Keeps `bytes` in `folder/name` in place of what is there, whole or not at all, readable by its owner only.
+pub fn replace(folder: &Path, name: &str, bytes: &[u8]) -> Result<(), SecretFileError> {
+    let (path, draft) = (folder.join(name), draft(folder, name));
+    let written = write_private(&draft, bytes)
+        .and_then(|()| fs::rename(&draft, &path))
+        .and_then(|()| fs::File::open(folder)?.sync_all());
+    written.map_err(|source| SecretFileError { action: "write", path, source })
 }
 
 /// Reads the secret text in `folder/name`; where there is none, makes one and keeps it in a file of mode 0600, durably, before it is
@@ -125,16 +139,9 @@ pub fn load_or_make(
     }
     fs::create_dir_all(folder).map_err(failed("make the folder", folder))?;
     // Written whole under another name first: a crash never leaves half a secret.
-    let draft = folder.join(format!("{name}.{}.new", std::process::id()));
+    let draft = draft(folder, name);
     let text = make();
-    let written = (|| {
-        let mut file =
-            fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&draft)?;
-        file.write_all(text.as_bytes())?;
-        file.write_all(b"\n")?;
-        file.sync_all()
-    })();
-    written.map_err(failed("write", &draft))?;
+    write_private(&draft, format!("{text}\n").as_bytes()).map_err(failed("write", &draft))?;
     let linked = fs::hard_link(&draft, &path);
     let _ = fs::remove_file(&draft);
     match linked {

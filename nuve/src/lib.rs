@@ -43,6 +43,7 @@ pub mod http;
 mod idempotency;
 pub mod limits;
 pub mod metrics;
+pub mod network;
 pub mod nodes;
 pub mod openapi;
 mod ours;
@@ -90,9 +91,6 @@ pub enum NuveError {
         "{TOKEN_KEY_FILE} in the data folder: {0}; remove it to have a new key made (tokens given out end)"
     )]
     TokenKey(#[from] signing::Unreadable),
-    /// Where webhooks may go.
-    #[error("webhook-allow: {0}")]
-    Targets(#[from] webhooks::targets::BadNetwork),
     /// The demo service.
     #[error(transparent)]
     Demo(#[from] services::DemoError),
@@ -122,7 +120,7 @@ pub async fn start(
     directory: LiveDirectory,
     env: Env,
 ) -> Result<Nuve, NuveError> {
-    let targets = webhooks::targets::Targets::new(&settings.webhook_allow)?;
+    let targets = webhooks::targets::Targets::new(settings.webhook_allow.clone());
     start_with(settings, bus, journal, directory, env, Arc::new(HttpDeliver::new(targets))).await
 }
 
@@ -284,7 +282,7 @@ fn rotate_signing_keys(app: &App) {
         return;
     }
     if let Some(folder) = &app.settings.data_dir
-        && let Err(error) = signing::keep(folder, TOKEN_KEY_FILE, &ring.text())
+        && let Err(error) = credentials::replace(folder, TOKEN_KEY_FILE, ring.text().as_bytes())
     {
         tracing::error!(%error, "the next signing key is not kept: tokens of it end with this process");
     }

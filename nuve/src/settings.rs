@@ -6,6 +6,8 @@ use roomlog_bus::ids::NuveId;
 use roomlog_projections::retention::RetentionSettings;
 use serde::{Deserialize, Serialize};
 
+use crate::network::Network;
+
 /// How a room's EC is chosen.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -18,7 +20,7 @@ pub enum EcPolicy {
 }
 
 /// The settings of one NUVE node.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct NuveSettings {
     /// This node's id, kept over restarts.
@@ -38,7 +40,7 @@ pub struct NuveSettings {
     pub webhook_key: Option<String>,
     /// Networks that webhooks may call besides the public Internet, such as `10.1.0.0/16`; only these are called without TLS. None: a
     /// tenant's URL must not be a way into what this node reaches.
-    pub webhook_allow: Vec<String>,
+    pub webhook_allow: Vec<Network>,
     /// Makes a service for trying things out and tells its publishable key at `/v1/demo`. Only for machines that strangers may use.
     pub demo: bool,
     /// Life of a token, seconds. 60: a token is fetched right before it is used, so a minute covers a slow phone and clocks that

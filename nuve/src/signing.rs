@@ -6,12 +6,10 @@
 //! The next key is told to whoever asks a whole period before anything is signed with it, so that a rotation leaves no gap in which tokens are
 //! not known. Former ones stay: an ended token still brings back the client that it admitted.
 
-use std::{fs, io::Write as _, os::unix::fs::OpenOptionsExt as _, path::Path, time::Duration};
+use std::time::Duration;
 
 use rand::RngCore;
 use roomlog_bus::{time::Timestamp, token::SigningKey};
-
-use crate::credentials::SecretFileError;
 
 /// Former keys that are kept. 30: with a key a day, a month, which is longer than anybody stays in a room.
 const FORMER: usize = 30;
@@ -100,20 +98,6 @@ impl KeyRing {
     pub fn public(&self) -> Vec<(String, Vec<u8>)> {
         self.keys.iter().map(|key| (key.key.kid().to_owned(), key.key.public().to_vec())).collect()
     }
-}
-
-/// Keeps `text` in `folder/name` in place of what is there, durably, readable by its owner only.
-pub fn keep(folder: &Path, name: &str, text: &str) -> Result<(), SecretFileError> {
-    let draft = folder.join(format!("{name}.{}.next", std::process::id()));
-    let written = (|| {
-        let mut file =
-            fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&draft)?;
-        file.write_all(text.as_bytes())?;
-        file.sync_all()?;
-        fs::rename(&draft, folder.join(name))?;
-        fs::File::open(folder)?.sync_all()
-    })();
-    written.map_err(|source| SecretFileError::writing(&draft, source))
 }
 
 #[cfg(test)]

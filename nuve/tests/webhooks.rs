@@ -324,10 +324,10 @@ async fn a_tenants_url_leads_nowhere_that_the_operator_has_not_named() {
     };
     tokio::spawn(async move { axum::serve(listener, app).await });
     let deliver = |allow: &[&str]| {
-        let allow: Vec<String> = allow.iter().map(|network| (*network).to_owned()).collect();
-        roomlog_nuve::webhooks::deliver::HttpDeliver::new(
-            roomlog_nuve::webhooks::targets::Targets::new(&allow).unwrap(),
-        )
+        let allow = allow.iter().map(|network| network.parse().unwrap()).collect();
+        roomlog_nuve::webhooks::deliver::HttpDeliver::new(roomlog_nuve::webhooks::targets::Targets::new(
+            allow,
+        ))
     };
     let to = |path: &str| Delivery {
         url: format!("http://{path}"),

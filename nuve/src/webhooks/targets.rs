@@ -5,51 +5,22 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-/// A network that the operator allows.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct Network {
-    address: IpAddr,
-    bits: u8,
-}
+use crate::network::Network;
 
 /// What may be called.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Targets(Vec<Network>);
 
-/// A network that does not read.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("{0:?} is no network: write 10.1.0.0/16, fd00::/8 or one address")]
-pub struct BadNetwork(String);
-
 impl Targets {
     /// The public Internet and these networks.
-    pub fn new(networks: &[String]) -> Result<Self, BadNetwork> {
-        let parse = |text: &String| {
-            let bad = || BadNetwork(text.clone());
-            let (address, bits) = text.split_once('/').map_or((text.as_str(), None), |(a, b)| (a, Some(b)));
-            let address: IpAddr = address.trim().parse().map_err(|_| bad())?;
-            let most = if address.is_ipv4() { 32 } else { 128 };
-            let bits = bits.map_or(Ok(most), |bits| bits.trim().parse().map_err(|_| bad()))?;
-            if bits > most { Err(bad()) } else { Ok(Network { address, bits }) }
-        };
-        networks.iter().map(parse).collect::<Result<_, _>>().map(Self)
+    pub fn new(networks: Vec<Network>) -> Self {
+        Self(networks)
     }
 
     /// Whether the operator names it.
     pub fn named(&self, address: IpAddr) -> bool {
         let address = address.to_canonical();
-        self.0.iter().any(|network| match (network.address, address) {
-            (IpAddr::V4(n), IpAddr::V4(a)) => {
-                let shift = 32 - u32::from(network.bits);
-                u64::from(u32::from(n)) >> shift == u64::from(u32::from(a)) >> shift
-            }
-            (IpAddr::V6(n), IpAddr::V6(a)) if network.bits > 0 => {
-                let shift = 128 - u32::from(network.bits);
-                u128::from(n) >> shift == u128::from(a) >> shift
-            }
-            (IpAddr::V6(_), IpAddr::V6(_)) => true,
-            _ => false,
-        })
+        self.0.iter().any(|network| network.contains(address))
     }
 
     /// Whether it may be called.
@@ -126,7 +97,8 @@ mod tests {
         for special in special {
             assert!(!none.allow(special.parse().unwrap()), "{special}");
         }
-        let named = Targets::new(&["127.0.0.0/8".into(), "fd00::/8".into(), "10.1.2.3".into()]).unwrap();
+        let targets = |networks: &[&str]| Targets::new(networks.iter().map(|n| n.parse().unwrap()).collect());
+        let named = targets(&["127.0.0.0/8", "fd00::/8", "10.1.2.3"]);
         for (address, allowed) in [
             ("127.9.9.9", true),
             ("::ffff:127.0.0.1", true),
@@ -139,9 +111,6 @@ mod tests {
         ] {
             assert_eq!(named.allow(address.parse().unwrap()), allowed, "{address}");
         }
-        assert!(Targets::new(&["0.0.0.0/0".into()]).unwrap().allow("10.0.0.1".parse().unwrap()));
-        for bad in ["x", "10.0.0.0/33", "::/129", "10.0.0.0/x", ""] {
-            assert!(Targets::new(&[bad.into()]).is_err(), "{bad}");
-        }
+        assert!(targets(&["0.0.0.0/0"]).allow("10.0.0.1".parse().unwrap()));
     }
 }
