@@ -188,7 +188,8 @@ pub(super) struct Place {
     pub durable: u32,
 }
 
-/// Packs one group of encoded commits into blocks.
+/// Packs one group of encoded commits into blocks. Not inlined, so that its instructions can be counted.
+#[inline(never)]
 pub(super) fn pack<'a>(
     id: &JournalId,
     place: Place,

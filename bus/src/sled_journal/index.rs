@@ -135,7 +135,8 @@ pub(super) struct Index {
 }
 
 impl Index {
-    /// Takes in a durable commit of segment `segment`.
+    /// Takes in a durable commit of segment `segment`. Not inlined, so that its instructions can be counted.
+    #[inline(never)]
     pub(super) fn add(&mut self, segment: u32, sequence: u64, commit: Arc<Commit>, bytes: usize) {
         let head = commit.head();
         let position = Position { version: commit.version, sequence };
