@@ -203,6 +203,22 @@ async fn another_number_of_partitions_is_refused() {
 }
 
 #[tokio::test]
+async fn who_only_reads_makes_nothing_and_takes_the_log_as_it_is() {
+    let Some((_folder, server)) = server(&Options::default()) else { return };
+    let connection = connect(&server.url()).await;
+    let refused = connection.existing_jetstream(settings()).await.err().unwrap();
+    assert!(matches!(&refused, NatsError::NoLog { stream, .. } if stream == "ROOMLOG_0"), "{refused}");
+    let made = raw(&server.url(), "STREAM.NAMES", serde_json::json!({})).await;
+    assert_eq!(made["total"], 0, "{made}");
+
+    let three = JetStreamSettings { partitions: 3, ..settings() };
+    let commit = Pen::new("a").append(&connection.jetstream(three).await.unwrap()).await;
+    let read = connection.existing_jetstream(settings()).await.unwrap();
+    assert_eq!(read_all(&read, &commit.stream, Version(1)).await.unwrap(), [Arc::new(commit)]);
+    assert_eq!(read.tail().await.unwrap().0.len(), 3);
+}
+
+#[tokio::test]
 async fn nodes_may_make_the_streams_at_the_same_time() {
     let Some((_folder, server)) = server(&Options::default()) else { return };
     let opening = (0..6).map(|_| {

@@ -63,7 +63,7 @@ enum Command {
     #[command(subcommand)]
     Bench(Bench),
     /// Read a log: rooms, the timeline of one, its state at any point, and whether all is well.
-    Replay(replay::ReplayArgs),
+    Replay(Box<replay::ReplayArgs>),
 }
 
 #[derive(Subcommand)]
@@ -115,7 +115,7 @@ fn main() -> ExitCode {
         }
         Command::Replay(args) => {
             log_to_stderr(Some("off")); // what is wrong with the log is in the answer
-            replay::run(args)
+            replay::run(*args)
         }
     };
     result.unwrap_or_else(|error| {

@@ -3,10 +3,10 @@
 //!
 //! Exit status: 0 all is well, 1 `verify` found an error, 2 it could not be read.
 
+mod open;
+
 use std::{
-    fs,
     io::{self, BufWriter, Write as _},
-    os::unix::fs::MetadataExt as _,
     path::{Path, PathBuf},
     process::ExitCode,
     sync::Arc,
@@ -16,18 +16,15 @@ use std::{
 use anyhow::{Context as _, bail};
 use clap::{Args, Subcommand};
 use roomlog_bus::{
-    commit::{Commit, StreamId, StreamKind},
+    commit::{Commit, StreamKind},
     events::Event,
     ids::{ClientId, RoomId, Version},
-    journal::{Cursor, Journal, ReadError, read_all},
+    journal::{Cursor, ReadError},
     local_copy::Copied,
-    memory_journal::MemoryJournal,
-    sled_journal::{Finding as JournalFinding, OpenReport, SledJournal},
     time::Timestamp,
 };
 use roomlog_ec::decide;
 use roomlog_projections::{
-    archive,
     replay::{self, RoomIndex, RoomRef, Until},
     replay_text,
     room::RoomState,
@@ -36,9 +33,10 @@ use roomlog_projections::{
 };
 use serde_json::{Value, json};
 
+use self::open::OpenLog;
 use crate::{
     repair::{branches, copy_in},
-    settings::DEFAULT_DATA,
+    settings::{DEFAULT_DATA, Settings},
 };
 
 /// What `replay` is asked.
@@ -47,6 +45,21 @@ pub struct ReplayArgs {
     /// Folder of the log: the data folder of `roomlog up`, running or not, or a copy of it.
     #[arg(long, env = "ROOMLOG_DATA", value_name = "DIR", default_value = DEFAULT_DATA, global = true)]
     data: PathBuf,
+    /// Read the log of a cluster from these NATS servers in place of a folder, several separated by commas.
+    #[arg(long, value_name = "URL", value_delimiter = ',', global = true)]
+    nats: Option<Vec<String>>,
+    /// A NATS `.creds` file. User and password may stand in the URL instead.
+    #[arg(long, env = "ROOMLOG_NATS_CREDS", value_name = "FILE", global = true)]
+    nats_creds: Option<PathBuf>,
+    /// PEM file of the authority that signed the NATS servers' certificates; asks for TLS.
+    #[arg(long, env = "ROOMLOG_NATS_CA", value_name = "FILE", global = true)]
+    nats_ca: Option<PathBuf>,
+    /// PEM file of a certificate for NATS, with --nats-key.
+    #[arg(long, env = "ROOMLOG_NATS_CERT", value_name = "FILE", global = true)]
+    nats_cert: Option<PathBuf>,
+    /// PEM file of the key to --nats-cert.
+    #[arg(long, env = "ROOMLOG_NATS_KEY", value_name = "FILE", global = true)]
+    nats_key: Option<PathBuf>,
     /// Folder of the archive: what the log has forgotten is shown too. It is `archive` in the data folder unless --archive said otherwise.
     #[arg(long, value_name = "FOLDER", global = true)]
     archive: Option<PathBuf>,
@@ -91,9 +104,9 @@ enum Command {
     },
     /// Every event of everything, one JSON line each, with the cursor to go on from.
     Events {
-        /// Begin after this cursor.
-        #[arg(long, value_name = "CURSOR", default_value_t = 0)]
-        from: u64,
+        /// Begin after this cursor: a number, or one for each partition, separated by commas.
+        #[arg(long, value_name = "CURSOR", value_delimiter = ',')]
+        from: Vec<u64>,
         #[command(flatten)]
         span: Span,
     },
@@ -110,15 +123,32 @@ struct Span {
     until: Option<Timestamp>,
 }
 
+impl ReplayArgs {
+    /// What of a node's settings says where its log is.
+    fn settings(&self) -> Settings {
+        Settings {
+            nats: self.nats.clone(),
+            nats_creds: self.nats_creds.clone(),
+            nats_ca: self.nats_ca.clone(),
+            nats_cert: self.nats_cert.clone(),
+            nats_key: self.nats_key.clone(),
+            ..Settings::default()
+        }
+    }
+}
+
 /// Reads the log as asked and prints what was found.
 pub fn run(args: ReplayArgs) -> anyhow::Result<ExitCode> {
     // A node on NATS has no log of its own, only a copy of what it wrote.
-    if let (Command::Verify, Some(copy)) = (&args.command, copy_in(&args.data)) {
+    if let (Command::Verify, None, Some(copy)) = (&args.command, &args.nats, copy_in(&args.data)) {
         return verify_copy(&copy, args.json);
     }
-    let mut log = OpenLog::open(&args.data)?;
     // The journal reads from a task of its own while this one works on what was read.
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
+    let mut log = match args.settings().nats()? {
+        Some(nats) => runtime.block_on(OpenLog::connect(nats))?,
+        None => OpenLog::open(&args.data)?,
+    };
     let mut out = BufWriter::new(io::stdout().lock());
     if let Some(archive) = &args.archive {
         runtime.block_on(log.behind(archive))?;
@@ -155,173 +185,9 @@ async fn answer(log: &OpenLog, args: &ReplayArgs, out: &mut impl io::Write) -> a
         }
         Command::Verify => return verify(log, args.json, out).await,
         Command::Nodes { span } => nodes(log, args.json, *span, out).await?,
-        Command::Events { from, span } => events(log, *from, *span, out).await?,
+        Command::Events { from, span } => events(log, Cursor(from.clone()), *span, out).await?,
     }
     Ok(ExitCode::SUCCESS)
-}
-
-// ---- the log ---------------------------------------------------------------------------------------------------------------
-
-/// A log opened for reading, and how.
-struct OpenLog {
-    journal: Arc<dyn Journal>,
-    folder: PathBuf,
-    report: OpenReport,
-    /// Process that writes it now.
-    writer: Writing,
-    holes: Vec<(u64, u64)>,
-}
-
-/// Who writes the folder now.
-enum Writing {
-    Nobody,
-    Process(u32),
-    /// The system does not say.
-    Unknown,
-}
-
-impl OpenLog {
-    fn open(data: &Path) -> anyhow::Result<Self> {
-        let folder = log_folder(data)?;
-        let (journal, report) = SledJournal::open_read_only(&folder)
-            .with_context(|| format!("the log in {} does not open", folder.display()))?;
-        let writer = writing(&folder);
-        let holes = report
-            .findings
-            .iter()
-            .filter_map(|f| {
-                if let JournalFinding::Hole { first, last, .. } = f { Some((*first, *last)) } else { None }
-            })
-            .collect();
-        Ok(Self { journal: Arc::new(journal), folder, report, writer, holes })
-    }
-
-    /// Puts what is in `archive` before what is in the log. All of it is in memory then.
-    async fn behind(&mut self, archive: &Path) -> anyhow::Result<()> {
-        let whole = MemoryJournal::new();
-        let archived = archive::read(archive)?;
-        let count = archived.len();
-        let mut lacking = None;
-        for commit in archived {
-            if let Err(error) = whole.append(commit).await {
-                lacking.get_or_insert(error);
-            }
-        }
-        let mut kept = Vec::new();
-        self.scan(0, |entry| kept.push(entry.commit.clone())).await?;
-        for commit in kept {
-            if let Err(error) = whole.append(Commit::clone(&commit)).await {
-                lacking.get_or_insert(error);
-            }
-        }
-        if let Some(error) = lacking {
-            anyhow::bail!(
-                "the archive in {} does not join up with the log: {error}; without --archive the log is shown as it is",
-                archive.display()
-            );
-        }
-        eprintln!("with {count} commits of the archive in {}", archive.display());
-        self.journal = Arc::new(whole);
-        self.holes.clear();
-        Ok(())
-    }
-
-    /// How it was read, for people.
-    fn way(&self) -> String {
-        let beside = match self.writer {
-            Writing::Nobody => "no process writes it now".to_owned(),
-            Writing::Process(pid) => format!("beside process {pid}, which writes it; as it was a moment ago"),
-            Writing::Unknown => "whether a process writes it now is not known".to_owned(),
-        };
-        format!(
-            "read directly from {} ({beside}): {} commits in {} segments",
-            self.folder.display(),
-            self.report.last_sequence,
-            self.report.segments
-        )
-    }
-
-    /// The same, for programs; part of every JSON document but that of `state`.
-    fn read(&self) -> Value {
-        json!({
-            "folder": self.folder,
-            "way": "direct",
-            "writer_pid": match self.writer { Writing::Process(pid) => Some(pid), _ => None },
-            "cursor": self.report.last_sequence,
-            "segments": self.report.segments,
-            "streams": self.report.streams,
-            "damage": self.report.findings.iter().filter(|f| f.is_damage()).map(ToString::to_string).collect::<Vec<_>>(),
-        })
-    }
-
-    fn say_way(&self) {
-        eprintln!("{}", self.way());
-        if self.report.is_damaged() {
-            eprintln!("the log is damaged: `replay verify` says where; what follows may lack something");
-        }
-    }
-
-    async fn scan(
-        &self,
-        from: u64,
-        each: impl FnMut(&roomlog_bus::journal::Entry),
-    ) -> anyhow::Result<Vec<ReadError>> {
-        Ok(replay::scan(&*self.journal, Cursor(vec![from]), &self.holes, each).await?)
-    }
-
-    /// The commits of the room that is meant.
-    async fn room(&self, wanted: &RoomRef) -> anyhow::Result<(RoomId, Vec<Arc<Commit>>)> {
-        let id = replay::find_room(&*self.journal, &self.holes, wanted).await??;
-        let stream = StreamId::from(&id);
-        let commits = match read_all(&*self.journal, &stream, Version(1)).await {
-            Ok(commits) => commits,
-            // The journal does not serve a stream that it cannot vouch for; what there is of it is what an engineer wants to see.
-            Err(error @ ReadError::Damaged { .. }) => {
-                eprintln!("{error}");
-                let mut commits = Vec::new();
-                self.scan(0, |entry| {
-                    if entry.commit.stream == stream {
-                        commits.push(entry.commit.clone());
-                    }
-                })
-                .await?;
-                commits
-            }
-            Err(error) => return Err(error.into()),
-        };
-        Ok((id, commits))
-    }
-}
-
-/// The folder of the log in a data folder, which may also be given itself.
-fn log_folder(data: &Path) -> anyhow::Result<PathBuf> {
-    if !data.is_dir() {
-        bail!("there is no folder {}; --data names the data folder of `roomlog up`", data.display());
-    }
-    let inside = data.join("log");
-    match [data, &inside].into_iter().find(|folder| folder.join("facts.json").is_file()) {
-        Some(folder) => Ok(folder.to_owned()),
-        None => bail!(
-            "{} is not the data folder of a Roomlog: neither it nor its log/ has a facts.json",
-            data.display()
-        ),
-    }
-}
-
-/// Which process holds the lock of the log, from the kernel's list of locks; trying the lock itself could make an `up` fail that starts
-/// at this moment.
-fn writing(folder: &Path) -> Writing {
-    let Ok(lock) = fs::metadata(folder.join("lock")) else { return Writing::Nobody };
-    let Ok(locks) = fs::read_to_string("/proc/locks") else { return Writing::Unknown };
-    for line in locks.lines() {
-        // 1: FLOCK  ADVISORY  WRITE 4211 fd:01:1843205 0 EOF
-        let fields: Vec<&str> = line.split_whitespace().collect();
-        let [_, "FLOCK", _, "WRITE", pid, place, ..] = fields.as_slice() else { continue };
-        if place.rsplit(':').next().and_then(|inode| inode.parse::<u64>().ok()) == Some(lock.ino()) {
-            return pid.parse().map_or(Writing::Unknown, Writing::Process);
-        }
-    }
-    Writing::Nobody
 }
 
 fn print_json(out: &mut impl io::Write, document: &Value) -> anyhow::Result<()> {
@@ -340,7 +206,7 @@ fn say_damage(damaged: &[ReadError]) {
 
 async fn rooms(log: &OpenLog, json: bool, out: &mut impl io::Write) -> anyhow::Result<()> {
     let mut index = RoomIndex::default();
-    let damaged = log.scan(0, |entry| index.apply(&entry.commit)).await?;
+    let damaged = log.scan(Cursor::default(), |entry| index.apply(&entry.commit)).await?;
     if json {
         let rooms: Vec<_> = index.rooms().collect();
         return print_json(out, &json!({ "read": log.read(), "rooms": rooms }));
@@ -419,7 +285,7 @@ async fn nodes(log: &OpenLog, json: bool, span: Span, out: &mut impl io::Write) 
     let filter = Filter { client: None, since: span.since, until: span.until };
     let mut moments = Vec::new();
     let damaged = log
-        .scan(0, |entry| {
+        .scan(Cursor::default(), |entry| {
             if matches!(entry.commit.stream.kind(), StreamKind::Ea | StreamKind::Ec | StreamKind::Nuve) {
                 timeline::of_node(&mut moments, &entry.commit, &filter);
             }
@@ -434,7 +300,7 @@ async fn nodes(log: &OpenLog, json: bool, span: Span, out: &mut impl io::Write) 
     Ok(())
 }
 
-async fn events(log: &OpenLog, from: u64, span: Span, out: &mut impl io::Write) -> anyhow::Result<()> {
+async fn events(log: &OpenLog, from: Cursor, span: Span, out: &mut impl io::Write) -> anyhow::Result<()> {
     log.say_way();
     let filter = Filter { client: None, since: span.since, until: span.until };
     let mut written = Ok(());
@@ -476,11 +342,11 @@ async fn events(log: &OpenLog, from: u64, span: Span, out: &mut impl io::Write) 
 async fn verify(log: &OpenLog, json: bool, out: &mut impl io::Write) -> anyhow::Result<ExitCode> {
     let began = Instant::now();
     let mut verifier = Verifier::new(Some(&decide_again));
-    for finding in &log.report.findings {
+    for finding in log.findings() {
         let severity = if finding.is_damage() { Severity::Error } else { Severity::Warning };
         verifier.journal(severity, finding.to_string());
     }
-    let damaged = log.scan(0, |entry| verifier.commit(&entry.commit)).await?;
+    let damaged = log.scan(Cursor::default(), |entry| verifier.commit(&entry.commit)).await?;
     for error in damaged {
         verifier.journal(Severity::Error, error.to_string());
     }
@@ -559,5 +425,4 @@ fn decide_again(state: &RoomState, commit: &Commit) -> Option<Result<Vec<Event>,
 }
 
 #[cfg(test)]
-#[path = "replay_tests.rs"]
 mod tests;

@@ -3,7 +3,11 @@
 //! Everything here only reads. The words an engineer sees are in [`timeline`](crate::timeline), the checks in
 //! [`verify`](crate::verify).
 
-use std::{collections::BTreeMap, collections::BTreeSet, fmt};
+use std::{
+    collections::{BTreeMap, BTreeSet, VecDeque},
+    fmt,
+    sync::Arc,
+};
 
 use roomlog_bus::{
     commit::{Commit, StreamKind},
@@ -57,6 +61,42 @@ pub async fn scan(
         }
         cursor = Cursor(vec![past]);
     }
+}
+
+/// Reads everything stored after `from` and gives it in one order also where the journal has several partitions, which have none among
+/// them: by the time of each commit, with each partition's own order kept. Two nodes' clocks may differ, so what happened in two partitions
+/// within that difference may stand the wrong way round. All of it is in memory then.
+pub async fn merged(journal: &dyn Journal, from: Cursor) -> Result<Vec<Entry>, ReadError> {
+    let mut partitions: Vec<VecDeque<(u64, Arc<Commit>)>> = Vec::new();
+    let mut follow = journal.follow(from.clone()).await?;
+    let mut seen = from.0.clone();
+    loop {
+        let entry = match follow.next().await {
+            Some(Followed::Entry(entry)) => entry,
+            Some(Followed::CaughtUp) | None => break,
+            Some(Followed::Broken(error)) => return Err(error),
+        };
+        let at = &entry.cursor.0;
+        seen.resize(seen.len().max(at.len()), 0);
+        partitions.resize_with(seen.len(), VecDeque::new);
+        // A commit moves the cursor of its own partition.
+        let moved = at.iter().zip(&seen).position(|(now, before)| now != before).unwrap_or(0);
+        partitions[moved].push_back((at[moved], entry.commit));
+        seen.clone_from(at);
+    }
+    let mut cursor = Cursor(from.0);
+    cursor.0.resize(seen.len(), 0);
+    let mut merged = Vec::with_capacity(partitions.iter().map(VecDeque::len).sum());
+    let next = |partitions: &[VecDeque<(u64, Arc<Commit>)>]| {
+        let heads = partitions.iter().enumerate().filter_map(|(i, p)| Some((p.front()?.1.time, i)));
+        heads.min().map(|(_, partition)| partition)
+    };
+    while let Some(partition) = next(&partitions) {
+        let Some((sequence, commit)) = partitions[partition].pop_front() else { break };
+        cursor.0[partition] = sequence;
+        merged.push(Entry { cursor: cursor.clone(), commit });
+    }
+    Ok(merged)
 }
 
 /// What a list of rooms shows of one.

@@ -84,6 +84,7 @@ pub const RULES: &[(&str, &str)] = &[
     ("adopted", "a start of an EA takes over only workers that ran in the one before"),
     ("round-robin", "rooms go to an EA's workers in turn"),
     ("service", "a service is made once, by NUVE, and nothing follows its deletion"),
+    ("limit", "the fixed shares of the limit that all NUVE nodes have are no more than the limit"),
     ("ghost", "clients that are gone have left; rooms with clients have a living owner and worker"),
 ];
 

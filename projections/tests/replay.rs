@@ -11,12 +11,12 @@ use roomlog_bus::{
     commit::{Cause, Commit, Head, Payload, StreamId, StreamKind},
     events::*,
     ids::*,
-    journal::{AppendError, Cursor, Entry, Follow, Followed, Journal, ReadError},
+    journal::{AppendError, Before, Cursor, Entry, Follow, Followed, Journal, ReadError},
     memory_journal::MemoryJournal,
     time::Timestamp,
 };
 use roomlog_projections::{
-    replay::{NoSuchRoom, RoomIndex, RoomRef, StateError, Until, find_room, scan, state_at},
+    replay::{NoSuchRoom, RoomIndex, RoomRef, StateError, Until, find_room, merged, scan, state_at},
     replay_text,
     room::RoomState,
     timeline::{self, Filter},
@@ -364,6 +364,58 @@ impl Journal for Faulty {
         sender.try_send(Followed::CaughtUp).unwrap();
         Ok(Follow { receiver })
     }
+}
+
+/// A journal in three partitions that tells of them one after the other, the last one first.
+struct Partitions(MemoryJournal, Vec<Vec<Arc<Commit>>>);
+
+#[async_trait]
+impl Before for Partitions {
+    fn behind(&self) -> &dyn Journal {
+        &self.0
+    }
+
+    async fn follow(&self, from: Cursor) -> Result<Follow, ReadError> {
+        let (sender, receiver) = tokio::sync::mpsc::channel(1_000);
+        let mut cursor = from;
+        cursor.0.resize(self.1.len(), 0);
+        for (partition, commits) in self.1.iter().enumerate().rev() {
+            for commit in &commits[cursor.0[partition] as usize..] {
+                cursor.0[partition] += 1;
+                let entry = Entry { cursor: cursor.clone(), commit: commit.clone() };
+                sender.try_send(Followed::Entry(entry)).unwrap();
+            }
+        }
+        sender.try_send(Followed::CaughtUp).unwrap();
+        Ok(Follow { receiver })
+    }
+}
+
+#[tokio::test]
+async fn partitions_are_put_into_one_order_and_each_keeps_its_own() {
+    let commits: Vec<Arc<Commit>> = call().commits.into_iter().map(Arc::new).collect();
+    let mut parts = vec![Vec::new(); 3];
+    for commit in &commits {
+        parts[usize::from(commit.stream.partition(3))].push(commit.clone());
+    }
+    assert!(parts.iter().filter(|part| !part.is_empty()).count() > 1, "the call is in one partition");
+    let journal = Partitions(MemoryJournal::new(), parts.clone());
+    let all = merged(&journal, Cursor::default()).await.unwrap();
+    assert_eq!(all.iter().map(|entry| entry.commit.clone()).collect::<Vec<_>>(), commits);
+    // From any place in it the rest follows.
+    for (at, entry) in all.iter().enumerate() {
+        assert_eq!(merged(&journal, entry.cursor.clone()).await.unwrap(), all[at + 1..]);
+    }
+
+    // A clock that was put back in the middle does not turn a partition round.
+    let of_room = commits.iter().rposition(|commit| commit.stream.kind() == StreamKind::Room).unwrap();
+    let last = parts.iter_mut().find(|part| part.contains(&commits[of_room])).unwrap();
+    let early = Commit { time: BEGIN, ..Commit::clone(last.last().unwrap()) };
+    *last.last_mut().unwrap() = Arc::new(early.clone());
+    let own: Vec<_> = last.clone();
+    let all = merged(&Partitions(MemoryJournal::new(), parts), Cursor::default()).await.unwrap();
+    let kept: Vec<_> = all.iter().map(|entry| &entry.commit).filter(|commit| own.contains(commit)).collect();
+    assert_eq!(kept, own.iter().collect::<Vec<_>>());
 }
 
 #[tokio::test]

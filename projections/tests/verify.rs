@@ -325,6 +325,17 @@ const PLANTED: &[(&str, &str, Severity, Plant)] = &[
         t.open_room("r4", 1);
         t.open_room("r5", 1);
     }),
+    ("shares of more than there is", "limit", Severity::Error, |t| {
+        let shares = [("nuve.m".parse().unwrap(), 600), ("nuve.n".parse().unwrap(), 401)];
+        let shared = LimitShared {
+            epoch: 1,
+            holder: "nuve.n".parse().unwrap(),
+            incarnation: Incarnation(1),
+            limit: 1_000,
+            floors: shares.into(),
+        };
+        t.write("nuve._limit", ("nuve.n", 1), 0, vec![shared.into()]);
+    }),
     ("a service made twice", "service", Severity::Error, |t| {
         let again = t.commits[1].events[0].clone();
         t.write("service.demo", ("nuve.n", 1), 0, vec![Event::decode(&again).unwrap()]);

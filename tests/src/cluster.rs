@@ -412,6 +412,20 @@ impl Cluster {
         Ok((output.status.code(), text(&output.stdout) + &text(&output.stderr)))
     }
 
+    /// What `roomlog replay verify` says of the cluster's log, and its exit code.
+    pub async fn verify(&self) -> anyhow::Result<(Option<i32>, String)> {
+        let servers: Vec<String> = self.nats.iter().map(NatsServer::url).collect();
+        self.roomlog(&["replay", "--nats", &servers.join(","), "verify"]).await
+    }
+
+    /// Fails with what `roomlog replay verify` finds in the cluster's log.
+    pub async fn log_is_clean(&self) -> anyhow::Result<()> {
+        let (code, said) = self.verify().await?;
+        anyhow::ensure!(code == Some(0), "the log is not clean ({code:?}):\n{said}");
+        println!("verify: {said}");
+        Ok(())
+    }
+
     /// Where its folders are.
     pub fn folder(&self) -> &Path {
         self.folder.path()

@@ -34,7 +34,7 @@ async fn a_drained_ec_takes_no_room_and_gives_away_what_is_left_at_the_deadline(
     .await
     .with_context(|| cluster.said())?;
     cluster.agree(&ann.room, Duration::from_secs(5)).await?;
-    Ok(())
+    cluster.log_is_clean().await
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -66,7 +66,7 @@ async fn a_drained_ea_keeps_its_call_until_the_deadline_and_hands_it_on() -> any
     .await
     .with_context(|| cluster.said())?;
     cluster.agree(&ann.room, Duration::from_secs(5)).await?;
-    Ok(())
+    cluster.log_is_clean().await
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -84,5 +84,5 @@ async fn an_empty_node_ends_at_once_and_whoever_asked_can_wait_for_it() -> anyho
     assert!(refused.contains("no such running node ea.a1"), "{refused}");
     let refused = cluster.drain("nuve.n1", 600, &[]).expect_err("a NUVE holds no rooms").to_string();
     assert!(refused.contains("cannot be drained"), "{refused}");
-    Ok(())
+    cluster.log_is_clean().await
 }

@@ -63,7 +63,7 @@ async fn clients_of_a_killed_ea_decode_again_through_another() -> anyhow::Result
     println!("EA killed with its workers: both decode again after {took:?}");
     assert!(took < Duration::from_secs(4), "{took:?}");
     cluster.agree(&ann.room, Duration::from_secs(5)).await?;
-    Ok(())
+    cluster.log_is_clean().await
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -91,7 +91,7 @@ async fn an_ea_that_stands_still_for_a_while_keeps_its_rooms_and_takes_none() ->
         let states = cluster.agree(&other.room, Duration::from_secs(5)).await?;
         assert!(states["log"]["placements"].get(&cluster.eas[ea].id).is_none(), "no new room went there");
     }
-    Ok(())
+    cluster.log_is_clean().await
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -131,7 +131,7 @@ async fn an_ea_that_stands_still_for_long_has_lost_its_rooms_when_it_goes_on() -
     })
     .await
     .with_context(|| cluster.said())?;
-    Ok(())
+    cluster.log_is_clean().await
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -170,5 +170,5 @@ async fn an_ea_cut_off_from_nats_keeps_its_calls() -> anyhow::Result<()> {
     let lost = commits.iter().flat_map(|c| &c.events).any(|event| &*event.kind == "NodeLost");
     assert!(!lost, "its workers answered, so it was not called lost");
     assert_eq!((ann.counts().rebuilt, bob.counts().rebuilt), (0, 0));
-    Ok(())
+    cluster.log_is_clean().await
 }

@@ -104,7 +104,7 @@ async fn calls_do_not_notice_that_the_process_of_their_ea_was_killed_and_started
     // Told to end, an EA ends its workers, old and new.
     assert!(cluster.eas[ea].terminate().await?.success());
     assert!(workers_on(cluster.eas[ea].data()).is_empty(), "{next:?} ended with it");
-    Ok(())
+    cluster.log_is_clean().await
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -139,7 +139,7 @@ async fn workers_end_when_no_process_of_their_ea_comes_in_time() -> anyhow::Resu
         .await
         .with_context(|| cluster.said())?;
     cluster.agree(&ann.room, PATIENCE).await?;
-    Ok(())
+    cluster.log_is_clean().await
 }
 
 #[tokio::test(flavor = "multi_thread")]

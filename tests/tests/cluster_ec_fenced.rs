@@ -72,7 +72,7 @@ async fn an_ec_that_stood_still_for_long_is_fenced_and_calls_nobody_lost() -> an
     }
     cluster.agree(&ann.room, Duration::from_secs(5)).await?;
     assert_eq!(ann.counts().rebuilt, 0, "media was not touched");
-    Ok(())
+    cluster.log_is_clean().await
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -127,5 +127,5 @@ async fn without_nats_media_flows_and_afterwards_all_agree() -> anyhow::Result<(
             "{node} was called lost"
         );
     }
-    Ok(())
+    cluster.log_is_clean().await
 }

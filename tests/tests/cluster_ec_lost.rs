@@ -134,5 +134,5 @@ async fn rooms_of_a_killed_ec_go_on_elsewhere_and_nobody_misses_anything() -> an
         .with_context(|| format!("{:?}\n{expected:?}", client.life().told))?;
         assert_eq!(client.life().told, expected, "told exactly what the log says, once and in order");
     }
-    Ok(())
+    cluster.log_is_clean().await
 }

@@ -195,5 +195,5 @@ async fn a_killed_leader_and_servers_that_are_cut_off_cost_no_packet_and_nothing
             assert!(!lost, "{node} was called lost");
         }
     }
-    Ok(())
+    cluster.log_is_clean().await
 }

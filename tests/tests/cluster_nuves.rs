@@ -61,5 +61,5 @@ async fn concurrent_first_tokens_through_both_name_one_ec_for_each_room() -> any
         roomlog_tests::http::call_ok(other, "GET", &path, Some(&cluster.secret), None).await?;
         cluster.token_at((turn + 1) % 2, &format!("made{turn}"), "Ann").await?;
     }
-    Ok(())
+    cluster.log_is_clean().await
 }

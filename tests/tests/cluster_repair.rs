@@ -87,6 +87,7 @@ async fn what_nats_lost_is_noticed_and_brought_back_and_a_fork_is_set_aside() ->
         ..Commit::clone(last)
     };
     cluster.journal().await?.append(other.clone()).await?;
+    let forged = other.id;
 
     let noticed = Instant::now();
     eventually("the ECs notice", NOTICED_WITHIN, || async {
@@ -163,6 +164,10 @@ async fn what_nats_lost_is_noticed_and_brought_back_and_a_fork_is_set_aside() ->
     }
     let gus = client(&cluster, "whole", "Gus").await?;
     cluster.agree(&gus.room, Duration::from_secs(10)).await?;
+    // What went the other way claims to be decided as the commit before it was; that is all that is wrong with the log.
+    let (code, said) = cluster.verify().await?;
+    assert_eq!(code, Some(1), "{said}");
+    assert!(said.contains(&format!("[commit {forged}]")) && said.contains("1 errors, 0 warnings"), "{said}");
     Ok(())
 }
 
@@ -205,5 +210,5 @@ async fn a_node_that_starts_after_the_loss_notices_it_by_what_it_had_acknowledge
     let _ = cluster.ecs[0].start_again().await;
     let said = cluster.ecs[0].said();
     assert!(said.contains("ALARM") && said.contains("which was acknowledged"), "{said}");
-    Ok(())
+    cluster.log_is_clean().await
 }

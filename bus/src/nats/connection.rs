@@ -79,6 +79,16 @@ pub enum NatsError {
         /// What the settings say.
         asked: u16,
     },
+    /// Nobody has made a log here.
+    #[error(
+        "NATS server {server} has no log of a Roomlog cluster: there is no stream {stream} that one made"
+    )]
+    NoLog {
+        /// The stream that was looked for.
+        stream: String,
+        /// Who was asked.
+        server: String,
+    },
     /// A stream is not configured as it must be.
     #[error("stream {stream} is not configured as Roomlog needs it: {}; change it with `nats stream edit {stream}`, then start again", differences.join("; "))]
     Differs {
@@ -205,6 +215,14 @@ impl NatsConnection {
     /// The same, with what only this engine has.
     pub async fn jetstream(&self, settings: JetStreamSettings) -> Result<JetStreamJournal, NatsError> {
         JetStreamJournal::open(self.shared.clone(), settings).await
+    }
+
+    /// The journal that is in this cluster, for reading: nothing is made, and it has the partitions that the cluster was made with.
+    pub async fn existing_jetstream(
+        &self,
+        settings: JetStreamSettings,
+    ) -> Result<JetStreamJournal, NatsError> {
+        JetStreamJournal::open_existing(self.shared.clone(), settings).await
     }
 
     /// How it was made.

@@ -10,6 +10,7 @@ use futures::future::try_join_all;
 use tokio::sync::watch;
 
 use super::{
+    api::StreamInfo,
     connection::{NatsError, Shared},
     known::Known,
     streams,
@@ -108,15 +109,29 @@ impl Core {
 impl JetStreamJournal {
     pub(super) async fn open(shared: Arc<Shared>, settings: JetStreamSettings) -> Result<Self, NatsError> {
         let infos = streams::ready(&shared, &settings).await?;
+        Ok(Self::of(shared, settings, &infos))
+    }
+
+    /// The log that is there, to be read: with as many partitions as it has, and whatever its streams' settings are.
+    pub(super) async fn open_existing(
+        shared: Arc<Shared>,
+        settings: JetStreamSettings,
+    ) -> Result<Self, NatsError> {
+        let infos = streams::found(&shared, &settings).await?;
+        let settings = JetStreamSettings { partitions: infos.len() as u16, ..settings };
+        Ok(Self::of(shared, settings, &infos))
+    }
+
+    fn of(shared: Arc<Shared>, settings: JetStreamSettings, infos: &[StreamInfo]) -> Self {
         let partitions = (0..)
-            .zip(&infos)
+            .zip(infos)
             .map(|(partition, info)| Partition::new(streams::name(partition), info))
             .collect();
         let known = Mutex::new(Known::new(settings.known_streams));
         let core =
             Arc::new(Core { shared, settings, partitions, known, alarm: watch::channel(Vec::new()).0 });
         tokio::spawn(watch_over(Arc::downgrade(&core)));
-        Ok(Self { core })
+        Self { core }
     }
 
     /// Looks whether what this node had acknowledged before its start is there. Where it is not, the partition takes no appends.

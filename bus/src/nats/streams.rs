@@ -139,6 +139,29 @@ pub(super) async fn ready(
     Ok(streams)
 }
 
+/// The streams of a log that is there, as many as it was made with; nothing is made or compared.
+pub(super) async fn found(
+    shared: &Shared,
+    settings: &JetStreamSettings,
+) -> Result<Vec<StreamInfo>, NatsError> {
+    jetstream_is_on(shared, settings, Instant::now() + settings.setup_timeout).await?;
+    let mut streams: Vec<StreamInfo> = Vec::new();
+    let mut partitions = 1u16;
+    while streams.len() < usize::from(partitions) {
+        let stream = name(streams.len() as u16);
+        let info = shared.stream_info(&stream, &InfoRequest::default(), settings.api_timeout).await.map_err(
+            |error| match error.code() {
+                Some(code::NO_STREAM) => NatsError::NoLog { stream: stream.clone(), server: shared.server() },
+                _ => NatsError::Api { what: format!("look at stream {stream}"), reason: error.to_string() },
+            },
+        )?;
+        let recorded = info.config["metadata"][PARTITIONS].as_str().and_then(|text| text.parse().ok());
+        partitions = recorded.ok_or(NatsError::NoLog { stream, server: shared.server() })?;
+        streams.push(info);
+    }
+    Ok(streams)
+}
+
 async fn jetstream_is_on(
     shared: &Shared,
     settings: &JetStreamSettings,

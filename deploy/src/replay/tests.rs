@@ -1,20 +1,34 @@
 //! Reading real folders: what is opened, what is refused, that nothing in them changes, and that decisions are made again.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, fs};
 
 use roomlog_bus::{
-    commit::{Cause, Payload},
+    commit::{Cause, Payload, StreamId},
     env::Env,
     events::{NodeRegistered, RoomCreated, RoomPlaced},
     ids::{EcId, Epoch, Incarnation, NuveId, ServiceId},
-    journal::Journal,
+    journal::{Journal, read_all},
     log::{Draft, Log},
+    sled_journal::SledJournal,
 };
 
-use super::*;
+use super::{
+    open::{Place, Writing},
+    *,
+};
 
 fn args(data: &Path, command: Command) -> ReplayArgs {
-    ReplayArgs { data: data.to_owned(), archive: None, json: true, command }
+    ReplayArgs {
+        data: data.to_owned(),
+        nats: None,
+        nats_creds: None,
+        nats_ca: None,
+        nats_cert: None,
+        nats_key: None,
+        archive: None,
+        json: true,
+        command,
+    }
 }
 
 fn writer(node: StreamId) -> roomlog_bus::commit::Writer {
@@ -132,7 +146,7 @@ async fn ask_everything(data: &Path) -> OpenLog {
         (Command::State { room, version: Some(2), at: None }, "\"deleted\": false"),
         (Command::Verify, "\"clean\": true"),
         (Command::Nodes { span }, "\"type\": \"NodeRegistered\""),
-        (Command::Events { from: 1, span }, "\"type\":\"RoomCreated\""),
+        (Command::Events { from: vec![1], span }, "\"type\":\"RoomCreated\""),
     ] {
         let mut out = Vec::new();
         answer(&log, &args(data, command), &mut out).await.unwrap();
@@ -147,7 +161,11 @@ async fn every_question_is_answered_beside_the_writer_and_after_it_and_nothing_c
     let data = tempfile::tempdir().unwrap();
     let journal = folder(data.path(), |_| {}).await;
     let log = ask_everything(data.path()).await;
-    assert!(matches!(log.writer, Writing::Process(pid) if pid == std::process::id()), "{}", log.way());
+    assert!(
+        matches!(log.place, Place::Folder { writer: Writing::Process(pid), .. } if pid == std::process::id()),
+        "{}",
+        log.way()
+    );
 
     // The writer's own sled may write at any moment, so what reading leaves alone is seen once it has closed.
     journal.close().await;
@@ -155,7 +173,7 @@ async fn every_question_is_answered_beside_the_writer_and_after_it_and_nothing_c
     let (mut before, mut after) = (BTreeMap::new(), BTreeMap::new());
     files(data.path(), &mut before);
     let log = ask_everything(data.path()).await;
-    assert!(matches!(log.writer, Writing::Nobody), "{}", log.way());
+    assert!(matches!(log.place, Place::Folder { writer: Writing::Nobody, .. }), "{}", log.way());
     files(data.path(), &mut after);
     assert_eq!(before, after);
 }
