@@ -4,7 +4,7 @@
 //! Each event is a type tag beside an opaque payload: a reader that does not know the type carries it on, as it does fields that it does
 //! not know of a commit, its cause and its events' frames. A writer's name and incarnation have no other fields: new ones go beside it.
 
-use std::{fmt, str::FromStr, sync::Arc};
+use std::{fmt, str::FromStr};
 
 use bytes::Bytes;
 use rand::RngCore;
@@ -12,6 +12,7 @@ use serde::{
     Deserialize, Deserializer, Serialize, Serializer,
     de::{DeserializeOwned, IgnoredAny, SeqAccess, Visitor},
 };
+use smol_str::SmolStr;
 use uuid::Uuid;
 
 use crate::{
@@ -59,7 +60,7 @@ impl StreamKind {
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct StreamId {
     kind: StreamKind,
-    id: Arc<str>,
+    id: SmolStr,
 }
 
 /// Why a text names no stream.
@@ -261,7 +262,7 @@ impl fmt::Debug for Payload {
 pub struct RawEvent {
     /// Name in the catalogue, past tense.
     #[serde(rename = "type")]
-    pub kind: Arc<str>,
+    pub kind: SmolStr,
     /// Schema number of `data`; old ones are upcast on read.
     pub schema: u16,
     /// The event's own fields.
@@ -273,7 +274,7 @@ pub struct RawEvent {
 
 impl RawEvent {
     /// One with no fields but these.
-    pub fn new(kind: impl Into<Arc<str>>, schema: u16, data: Payload) -> Self {
+    pub fn new(kind: impl Into<SmolStr>, schema: u16, data: Payload) -> Self {
         Self { kind: kind.into(), schema, data, more: More::default() }
     }
 }
@@ -292,7 +293,7 @@ pub struct Writer {
 #[serde(remote = "Self")]
 pub struct Cause {
     /// `request`, `timer`, `notification`, `recovery`, `http`.
-    pub kind: String,
+    pub kind: SmolStr,
     /// The client, where a client asked.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub client: Option<crate::ids::ClientId>,

@@ -7,6 +7,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
+use smol_str::SmolStr;
 
 use crate::{
     commit::{Payload, RawEvent, StreamId},
@@ -119,14 +120,14 @@ macro_rules! catalogue {
             /// As it is carried.
             pub fn encode(&self) -> RawEvent {
                 match self {
-                    $(Self::$name(event) => RawEvent::new(stringify!($name), $schema, Payload::encode(event)),)*
+                    $(Self::$name(event) => RawEvent::new(SmolStr::new_static(stringify!($name)), $schema, Payload::encode(event)),)*
                     Self::Unknown(raw) => raw.clone(),
                 }
             }
 
             /// Reads an event. A type or a schema from the future is `Unknown`; a known one whose fields are wrong is an error.
             pub fn decode(raw: &RawEvent) -> Result<Self, EventError> {
-                match (raw.kind.as_ref(), raw.schema) {
+                match (raw.kind.as_str(), raw.schema) {
                     $((stringify!($name), $schema) => raw.data.decode().map(Self::$name).map_err(|source| EventError { kind: raw.kind.to_string(), schema: raw.schema, reason: source.to_string() }),)*
                     _ => Ok(Self::Unknown(raw.clone())),
                 }
@@ -265,7 +266,7 @@ catalogue! {
         /// The new epoch.
         epoch: Epoch,
         /// `first-token`, `ec-restarted`, `ec-lost`, `drain` …
-        reason: String,
+        reason: SmolStr,
     }
     /// What can be changed of it is this from now on.
     RoomChanged = 1 {
@@ -285,7 +286,7 @@ catalogue! {
         /// Every EA considered.
         candidates: Vec<Candidate>,
         /// Why: `first-client`, `client-bound`.
-        reason: String,
+        reason: SmolStr,
         /// The media epoch the room is in from here on.
         media_epoch: MediaEpoch,
     }
@@ -294,7 +295,7 @@ catalogue! {
         /// Which.
         ea: EaId,
         /// Why.
-        reason: String,
+        reason: SmolStr,
     }
     /// The room's media went to another worker; all transports, producers and consumers are gone and are to be built anew.
     MediaMoved = 1 {
@@ -303,7 +304,7 @@ catalogue! {
         /// To where; absent when there was no worker to go to.
         to: Option<Placement>,
         /// `worker-died`, `ea-lost`, `ea-restarted`, `drain` …
-        reason: String,
+        reason: SmolStr,
         /// The new media epoch.
         media_epoch: MediaEpoch,
         /// Every EA considered.
@@ -313,7 +314,7 @@ catalogue! {
     /// The session is over; the room stays and may have another.
     RoomClosed = 1 {
         /// `empty`, `deleted`, `admin` …
-        reason: String,
+        reason: SmolStr,
     }
     /// The whole state at this point; what is below may be purged.
     RoomSnapshot = 1 {
@@ -323,7 +324,7 @@ catalogue! {
     /// The room is gone for good.
     RoomDeleted = 1 {
         /// Why.
-        reason: String,
+        reason: SmolStr,
     }
 
     // ---- room: clients -----------------------------------------------------------------------------------------------------
@@ -389,14 +390,14 @@ catalogue! {
         /// The new name.
         display_name: String,
         /// The old one.
-        old_display_name: String,
+        old_display_name: SmolStr,
     }
     /// Its socket broke; it may resume.
     ClientDisconnected = 1 {
         /// Who.
         client: ClientId,
         /// Why.
-        reason: String,
+        reason: SmolStr,
         /// When it will be counted as gone.
         resume_until: Timestamp,
     }
@@ -405,14 +406,14 @@ catalogue! {
         /// Who.
         client: ClientId,
         /// `resume` (it kept its state) or `reattach` (it starts over: its transports are gone and it has to join again).
-        how: String,
+        how: SmolStr,
     }
     /// It is gone.
     ClientLeft = 1 {
         /// Who.
         client: ClientId,
         /// `left`, `timeout`, `kicked`, `ice-lost`, `room-deleted` …
-        reason: String,
+        reason: SmolStr,
     }
 
     // ---- room: media -------------------------------------------------------------------------------------------------------
@@ -438,7 +439,7 @@ catalogue! {
         /// Which.
         transport: TransportId,
         /// Why.
-        reason: String,
+        reason: SmolStr,
     }
     /// A client sends a stream.
     ProducerCreated = 1 {
@@ -490,7 +491,7 @@ catalogue! {
         /// Which.
         producer: ProducerId,
         /// Why.
-        reason: String,
+        reason: SmolStr,
     }
     /// A client is sent a stream; starts paused.
     ConsumerCreated = 1 {
@@ -538,7 +539,7 @@ catalogue! {
         /// Which.
         consumer: ConsumerId,
         /// `refused` when the client would not have it.
-        reason: String,
+        reason: SmolStr,
     }
     /// This client will not be sent this producer: it cannot, or would not.
     ConsumerRefused = 1 {
@@ -547,7 +548,7 @@ catalogue! {
         /// What.
         producer: ProducerId,
         /// Why.
-        reason: String,
+        reason: SmolStr,
     }
 
     // ---- nodes -------------------------------------------------------------------------------------------------------------
@@ -636,7 +637,7 @@ mod tests {
     fn events_read_back_and_strangers_are_carried_on() {
         let event = Event::from(ClientLeft { client: ClientId::new("c1").unwrap(), reason: "left".into() });
         let raw = event.encode();
-        assert_eq!((raw.kind.as_ref(), raw.schema), ("ClientLeft", 1));
+        assert_eq!((raw.kind.as_str(), raw.schema), ("ClientLeft", 1));
         assert_eq!(Event::decode(&raw).unwrap(), event);
 
         let stranger = RawEvent::new("ClientWaved", 7, Payload::encode(&serde_json::json!({"hand": "left"})));

@@ -11,6 +11,7 @@ pub mod conformance;
 pub mod copied_journal;
 pub mod env;
 pub mod events;
+pub mod extension;
 pub mod ids;
 pub mod journal;
 pub mod local_copy;

@@ -9,9 +9,10 @@ use serde::{
     Deserialize, Deserializer, Serialize,
     de::{Error, Visitor},
 };
+use smol_str::SmolStr;
 
 /// Codec-specific parameters (`a=fmtp`): values are numbers or text.
-pub type FmtpParameters = BTreeMap<String, FmtpValue>;
+pub type FmtpParameters = BTreeMap<SmolStr, FmtpValue>;
 
 /// One `fmtp` value; browsers send numbers where they can.
 #[derive(Debug, Clone, PartialEq, Serialize)]
@@ -24,7 +25,7 @@ pub enum FmtpValue {
     /// A flag.
     Flag(bool),
     /// Text, `profile-level-id=42e01f`.
-    Text(String),
+    Text(SmolStr),
 }
 
 /// Reads one where it lies: a fold reads dozens for each client.
@@ -54,11 +55,7 @@ impl Visitor<'_> for Value {
     }
 
     fn visit_str<E: Error>(self, value: &str) -> Result<FmtpValue, E> {
-        Ok(FmtpValue::Text(value.to_owned()))
-    }
-
-    fn visit_string<E: Error>(self, value: String) -> Result<FmtpValue, E> {
-        Ok(FmtpValue::Text(value))
+        Ok(FmtpValue::Text(value.into()))
     }
 }
 
@@ -86,7 +83,7 @@ impl FmtpValue {
             Self::Integer(n) => n.to_string(),
             Self::Number(n) => n.to_string(),
             Self::Flag(b) => b.to_string(),
-            Self::Text(t) => t.clone(),
+            Self::Text(t) => t.to_string(),
         }
     }
 }
@@ -106,10 +103,10 @@ pub enum MediaKind {
 pub struct RtcpFeedback {
     /// `nack`, `ccm`, `transport-cc`, `goog-remb`.
     #[serde(rename = "type")]
-    pub kind: String,
+    pub kind: SmolStr,
     /// `pli`, `fir` or empty.
-    #[serde(default, skip_serializing_if = "String::is_empty")]
-    pub parameter: String,
+    #[serde(default, skip_serializing_if = "SmolStr::is_empty")]
+    pub parameter: SmolStr,
 }
 
 /// Which way a header extension may go.
@@ -134,7 +131,7 @@ pub struct RtpCodecCapability {
     /// Audio or video.
     pub kind: MediaKind,
     /// `audio/opus`, `video/VP8`, `video/rtx` …; compared without case.
-    pub mime_type: String,
+    pub mime_type: SmolStr,
     /// The payload type the endpoint would like, 96 to 127.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub preferred_payload_type: Option<u8>,
@@ -159,7 +156,8 @@ pub struct RtpHeaderExtensionCapability {
     #[serde(default, skip_serializing_if = "Option::is_none", deserialize_with = "empty_kind")]
     pub kind: Option<MediaKind>,
     /// What it is.
-    pub uri: String,
+    #[serde(deserialize_with = "crate::extension::read")]
+    pub uri: SmolStr,
     /// The id the endpoint would like, 1 to 14.
     pub preferred_id: u8,
     /// Whether its value is encrypted.
@@ -218,7 +216,7 @@ pub struct RtpCapabilities {
 #[serde(rename_all = "camelCase")]
 pub struct RtpCodecParameters {
     /// `video/VP8` …; compared without case.
-    pub mime_type: String,
+    pub mime_type: SmolStr,
     /// RTP payload type.
     pub payload_type: u8,
     /// Hz.
@@ -239,7 +237,8 @@ pub struct RtpCodecParameters {
 #[serde(rename_all = "camelCase")]
 pub struct RtpHeaderExtensionParameters {
     /// What it is.
-    pub uri: String,
+    #[serde(deserialize_with = "crate::extension::read")]
+    pub uri: SmolStr,
     /// Its id on this connection.
     pub id: u8,
     /// Whether its value is encrypted.
@@ -263,7 +262,7 @@ pub struct RtpEncodingParameters {
     pub ssrc: Option<u32>,
     /// The RTP stream id (RFC 8852), where there is no SSRC.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub rid: Option<String>,
+    pub rid: Option<SmolStr>,
     /// The payload type, where an encoding has one of its own.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub codec_payload_type: Option<u8>,
@@ -275,7 +274,7 @@ pub struct RtpEncodingParameters {
     pub dtx: Option<bool>,
     /// `L1T3`, `L3T3_KEY` … (WebRTC SVC).
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub scalability_mode: Option<String>,
+    pub scalability_mode: Option<SmolStr>,
     /// Resolution divisor.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub scale_resolution_down_by: Option<f64>,
@@ -290,7 +289,7 @@ pub struct RtpEncodingParameters {
 pub struct RtcpParameters {
     /// Canonical name (RFC 3550 §6.5.1).
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub cname: Option<String>,
+    pub cname: Option<SmolStr>,
     /// Reduced-size RTCP (RFC 5506).
     #[serde(default = "yes")]
     pub reduced_size: bool,
@@ -309,7 +308,7 @@ fn yes() -> bool {
 pub struct RtpParameters {
     /// Media identification (RFC 8843).
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub mid: Option<String>,
+    pub mid: Option<SmolStr>,
     /// Codecs, media first, RTX behind.
     pub codecs: Vec<RtpCodecParameters>,
     /// Header extensions.

@@ -79,7 +79,7 @@ pub fn compare(
         .collect();
     copied.sort_by_key(|commit| (commit.version, commit.id));
     let end = copied.iter().map(|commit| commit.head()).max_by_key(|head| head.version)?;
-    let ended = copied.iter().any(|c| c.events.iter().any(|e| e.kind.as_ref() == "RoomDeleted"));
+    let ended = copied.iter().any(|c| c.events.iter().any(|e| e.kind.as_str() == "RoomDeleted"));
     let known: BTreeSet<CommitId> = cluster.iter().map(|commit| commit.id).collect();
     // Below what the cluster still has lies what it compacted.
     let first = cluster.first().map(|commit| commit.version);

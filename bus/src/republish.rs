@@ -14,7 +14,7 @@ use crate::{
 
 /// The message subscribers get for a commit.
 pub fn message_of(commit: &Commit) -> Message {
-    let types: Vec<&str> = commit.events.iter().map(|e| e.kind.as_ref()).collect();
+    let types: Vec<&str> = commit.events.iter().map(|e| e.kind.as_str()).collect();
     Message {
         subject: Subject::events(&commit.stream),
         reply: None,

@@ -21,6 +21,7 @@ pub const RPC_TIMEOUT: Duration = Duration::from_secs(5);
 /// To an EA.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
+#[allow(clippy::large_enum_variant, reason = "one is made, written and gone; none are kept")]
 pub enum EaRequest {
     /// Make the room provisionally on the worker whose turn it is; idempotent. Answer: [`EaAnswer::Opened`].
     OpenRoom {

@@ -245,7 +245,7 @@ async fn show(
 /// The client whose id begins so, of all that were ever in the room.
 fn client_of(room: &RoomId, commits: &[Arc<Commit>], prefix: &str) -> anyhow::Result<ClientId> {
     let mut fitting: Vec<ClientId> = Vec::new();
-    for raw in commits.iter().flat_map(|c| &c.events).filter(|e| e.kind.as_ref() == "ClientAdmitted") {
+    for raw in commits.iter().flat_map(|c| &c.events).filter(|e| e.kind.as_str() == "ClientAdmitted") {
         if let Ok(Event::ClientAdmitted(e)) = Event::decode(raw) {
             if e.client.as_str() == prefix {
                 return Ok(e.client);

@@ -474,7 +474,7 @@ pub fn touched(commit: &Commit) -> Touched {
     }
     let mut objects = Vec::new();
     for event in &commit.events {
-        let kind = event.kind.as_ref();
+        let kind = event.kind.as_str();
         let about = ["Transport", "Producer", "Consumer"].into_iter().find(|about| kind.starts_with(about));
         match (about, kind) {
             // `ConsumerRefused` names no consumer, and the others nothing that a worker holds.
@@ -543,7 +543,10 @@ mod tests {
         fold.apply(&left("a"), Timestamp(1));
         assert_eq!(plan(&fold, &held), [close_of(MediaObject::Transport(transport("ta")))]);
         let (_, mut fold, held) = call();
-        fold.apply(&ProducerClosed { producer: producer("p"), reason: String::new() }.into(), Timestamp(1));
+        fold.apply(
+            &ProducerClosed { producer: producer("p"), reason: Default::default() }.into(),
+            Timestamp(1),
+        );
         assert_eq!(plan(&fold, &held), [close_of(MediaObject::Producer(producer("p")))]);
     }
 

@@ -27,6 +27,7 @@ pub const REGISTRAR_QUEUE: usize = 1_024;
 
 /// What the registrar is asked.
 #[derive(Debug)]
+#[allow(clippy::large_enum_variant, reason = "one is asked, done and gone; none are kept")]
 pub enum Order {
     /// Append this.
     Append(Event),

@@ -335,7 +335,7 @@ pub fn decide(state: &RoomState, command: &Command, facts: &Facts) -> Result<Vec
             Some(Client { resume_until: None, .. }) => Ok(vec![
                 ClientDisconnected {
                     client: client.clone(),
-                    reason: reason.clone(),
+                    reason: reason.into(),
                     resume_until: facts.now.plus_millis(facts.resume_ms),
                 }
                 .into(),
@@ -391,7 +391,7 @@ pub fn decide(state: &RoomState, command: &Command, facts: &Facts) -> Result<Vec
                 DisplayNameChanged {
                     client: client.clone(),
                     display_name: display_name.clone(),
-                    old_display_name: old.clone(),
+                    old_display_name: old.into(),
                 }
                 .into(),
             ])
@@ -415,7 +415,7 @@ pub fn decide(state: &RoomState, command: &Command, facts: &Facts) -> Result<Vec
         },
         Command::CloseTransport { transport, reason } => {
             if state.transports.contains_key(transport) {
-                Ok(vec![TransportClosed { transport: transport.clone(), reason: reason.clone() }.into()])
+                Ok(vec![TransportClosed { transport: transport.clone(), reason: reason.into() }.into()])
             } else {
                 Ok(Vec::new())
             }
@@ -479,7 +479,7 @@ pub fn decide(state: &RoomState, command: &Command, facts: &Facts) -> Result<Vec
                 ConsumerRefused {
                     client: client.clone(),
                     producer: found.producer.clone(),
-                    reason: reason.clone(),
+                    reason: reason.into(),
                 }
                 .into(),
             ])
@@ -510,7 +510,7 @@ pub fn decide(state: &RoomState, command: &Command, facts: &Facts) -> Result<Vec
                 MediaMoved {
                     from: Some(from),
                     to: Some(assignment.placement),
-                    reason: reason.clone(),
+                    reason: reason.into(),
                     media_epoch: assignment.media_epoch,
                     candidates: assignment.candidates,
                 }
@@ -552,7 +552,7 @@ pub fn decide(state: &RoomState, command: &Command, facts: &Facts) -> Result<Vec
             let clients: Vec<ClientId> = state.clients.keys().cloned().collect();
             let mut events =
                 if clients.is_empty() { Vec::new() } else { leave(state, &clients, "room-deleted") };
-            events.push(RoomDeleted { reason: reason.clone() }.into());
+            events.push(RoomDeleted { reason: reason.into() }.into());
             Ok(events)
         }
         Command::Compact => {
@@ -604,11 +604,13 @@ fn change_rights(
     let reason = || "rights".to_owned();
     let sent =
         state.producers.iter().filter(|(_, p)| &p.client == client && !rights.publish.contains(&p.kind));
-    events.extend(sent.map(|(id, _)| ProducerClosed { producer: id.clone(), reason: reason() }.into()));
+    events
+        .extend(sent.map(|(id, _)| ProducerClosed { producer: id.clone(), reason: reason().into() }.into()));
     if !rights.subscribe {
         let received = state.consumers.iter().filter(|(_, c)| &c.client == client);
-        events
-            .extend(received.map(|(id, _)| ConsumerClosed { consumer: id.clone(), reason: reason() }.into()));
+        events.extend(
+            received.map(|(id, _)| ConsumerClosed { consumer: id.clone(), reason: reason().into() }.into()),
+        );
     }
     Ok(events)
 }
@@ -628,7 +630,7 @@ fn place(state: &RoomState, reason: &str, facts: &Facts) -> Result<Vec<Event>, R
                 ec: facts.ec.clone(),
                 incarnation: facts.incarnation,
                 epoch: owner.epoch.next(),
-                reason: reason.to_owned(),
+                reason: reason.into(),
             }
             .into(),
         ],
@@ -640,7 +642,7 @@ fn place(state: &RoomState, reason: &str, facts: &Facts) -> Result<Vec<Event>, R
             events.push(
                 ClientDisconnected {
                     client: client.clone(),
-                    reason: reason.to_owned(),
+                    reason: reason.into(),
                     resume_until: facts.now.plus_millis(facts.resume_ms),
                 }
                 .into(),
@@ -654,7 +656,7 @@ fn place(state: &RoomState, reason: &str, facts: &Facts) -> Result<Vec<Event>, R
 fn leave(state: &RoomState, clients: &[ClientId], reason: &str) -> Vec<Event> {
     let mut events: Vec<Event> = clients
         .iter()
-        .map(|client| ClientLeft { client: client.clone(), reason: reason.to_owned() }.into())
+        .map(|client| ClientLeft { client: client.clone(), reason: reason.into() }.into())
         .collect();
     if state.clients.keys().all(|id| clients.contains(id)) {
         events.extend(
@@ -692,7 +694,7 @@ fn add_consumers(
             Err(reason) => ConsumerRefused {
                 client: want.client.clone(),
                 producer: want.producer.clone(),
-                reason: reason.clone(),
+                reason: reason.into(),
             }
             .into(),
         });

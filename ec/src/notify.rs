@@ -87,7 +87,7 @@ fn tell(before: &RoomState, event: &Event, version: Version, told: &mut Vec<Told
                     notify(client, "peerClosed", json!({ "peerId": e.client, "v": v }));
                 }
             }
-            told.push(Told::Out { client: e.client.clone(), reason: e.reason.clone() });
+            told.push(Told::Out { client: e.client.clone(), reason: e.reason.to_string() });
         }
         // Who starts over is gone for the others until it joins again.
         Event::ClientResumed(e)

@@ -77,7 +77,7 @@ pub type AppState = Arc<App>;
 
 /// Whether `commit` ends its room.
 fn deletes(commit: &Commit) -> bool {
-    commit.events.iter().any(|event| event.kind.as_ref() == "RoomDeleted")
+    commit.events.iter().any(|event| event.kind.as_str() == "RoomDeleted")
 }
 
 impl App {

@@ -77,7 +77,7 @@ impl App {
         }
         let since = read_all(&*self.journal, &StreamId::from(room), seen.next()).await?;
         let since = since.iter().flat_map(|commit| {
-            (commit.version.0..).zip(&commit.events).map(|(version, event)| (version, event.kind.as_ref()))
+            (commit.version.0..).zip(&commit.events).map(|(version, event)| (version, event.kind.as_str()))
         });
         match since.take_while(|(version, _)| *version <= now.0).any(|(_, kind)| kind != "RoomPlaced") {
             true => Err(changed(now)),

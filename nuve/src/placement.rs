@@ -200,7 +200,7 @@ impl App {
                         ec: ec.clone(),
                         incarnation,
                         epoch: epoch.next(),
-                        reason: reason.to_owned(),
+                        reason: reason.into(),
                     };
                     let draft = Draft {
                         epoch,

@@ -170,7 +170,7 @@ impl Before for ChangedAtOnce {
 
     async fn append(&self, commit: Commit) -> Result<(), AppendError> {
         self.0.append(commit.clone()).await?;
-        if commit.events.iter().any(|event| event.kind.as_ref() == "RoomPlaced") {
+        if commit.events.iter().any(|event| event.kind.as_str() == "RoomPlaced") {
             let env = Env::new(Arc::new(SystemClock), [99; 32]);
             let log = Log::new(self.0.clone(), env, commit.writer.clone());
             let event = RoomChanged { metadata: json!({"by": "another"}), limits: RoomLimits::default() };

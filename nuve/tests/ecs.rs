@@ -22,7 +22,7 @@ async fn until(mut what: impl AsyncFnMut() -> bool, seconds: u64) {
 async fn placements(cell: &Cell, room: &str) -> Vec<(String, String, u64)> {
     let events = cell.events(room).await.into_iter();
     let placed = events.filter_map(|event| match event {
-        Event::RoomPlaced(placed) => Some((placed.ec.to_string(), placed.reason, placed.epoch.0)),
+        Event::RoomPlaced(placed) => Some((placed.ec.to_string(), placed.reason.to_string(), placed.epoch.0)),
         _ => None,
     });
     placed.collect()

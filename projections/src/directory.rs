@@ -327,7 +327,7 @@ impl LiveDirectory {
                         directory.cursor = entry.cursor;
                         let (stream, version) = (entry.commit.stream.clone(), entry.commit.version);
                         if entry.commit.stream.kind() == StreamKind::Room
-                            && entry.commit.events.iter().any(|event| event.kind.as_ref() == "RoomPlaced")
+                            && entry.commit.events.iter().any(|event| event.kind.as_str() == "RoomPlaced")
                             && let Ok(room) = RoomId::new(entry.commit.stream.id())
                         {
                             let owner = directory.rooms.get(&room).and_then(|state| state.owner.clone());

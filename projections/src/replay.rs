@@ -176,7 +176,7 @@ impl RoomIndex {
         room.last = commit.time;
         for raw in &commit.events {
             let told = matches!(
-                raw.kind.as_ref(),
+                raw.kind.as_str(),
                 "RoomCreated"
                     | "RoomPlaced"
                     | "RoomOpened"

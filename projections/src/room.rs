@@ -15,6 +15,7 @@ use roomlog_bus::{
 };
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
+use smallvec::SmallVec;
 
 /// What a room is, at one version.
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
@@ -214,9 +215,12 @@ pub enum FoldError {
     Event(#[from] EventError),
 }
 
+/// Events of a commit that are put by without an allocation. A decision has one to four, but for those that end many things at once.
+const PUT_BY: usize = 4;
+
 /// The head of the stream just before `commit`, if that begins with a snapshot: what is below it may have been purged.
 pub(crate) fn before_snapshot(commit: &Commit) -> Option<Head> {
-    let starts = commit.events.first().is_some_and(|e| e.kind.as_ref() == "RoomSnapshot");
+    let starts = commit.events.first().is_some_and(|e| e.kind.as_str() == "RoomSnapshot");
     let prev = commit.prev.filter(|_| starts)?;
     Some(Head { version: Version(commit.version.0.saturating_sub(1)), id: prev })
 }
@@ -243,7 +247,8 @@ impl RoomState {
             // Most have one, and it need not be put by until all have been read.
             [event] => self.take(Event::decode(event)?, commit.time),
             events => {
-                let events = events.iter().map(Event::decode).collect::<Result<Vec<_>, _>>()?;
+                let events =
+                    events.iter().map(Event::decode).collect::<Result<SmallVec<[_; PUT_BY]>, _>>()?;
                 events.into_iter().for_each(|event| self.take(event, commit.time));
             }
         }
@@ -387,14 +392,8 @@ impl RoomState {
             }
             Event::ClientLeft(e) => {
                 self.clients.remove(&e.client);
-                let gone: Vec<_> = self
-                    .transports
-                    .iter()
-                    .filter(|(_, t)| t.client == e.client)
-                    .map(|(id, _)| id.clone())
-                    .collect();
-                for transport in gone {
-                    self.remove_transport(&transport);
+                while let Some((transport, _)) = self.transports.iter().find(|(_, t)| t.client == e.client) {
+                    self.remove_transport(&transport.clone());
                 }
             }
             Event::TransportCreated(e) => {
@@ -572,10 +571,8 @@ impl RoomState {
     fn remove_transport(&mut self, id: &TransportId) {
         self.transports.remove(id);
         self.consumers.retain(|_, c| &c.transport != id);
-        let gone: Vec<_> =
-            self.producers.iter().filter(|(_, p)| &p.transport == id).map(|(id, _)| id.clone()).collect();
-        for producer in gone {
-            self.remove_producer(&producer);
+        while let Some((producer, _)) = self.producers.iter().find(|(_, p)| &p.transport == id) {
+            self.remove_producer(&producer.clone());
         }
     }
 }

@@ -199,7 +199,7 @@ pub fn delta(microseconds: i64) -> String {
 /// What led to a commit and who wrote it.
 pub fn by(commit: &Commit, ids: &ShortIds) -> String {
     let Commit { cause, writer, .. } = commit;
-    let mut said = if cause.kind.is_empty() { "no cause".to_owned() } else { cause.kind.clone() };
+    let mut said = if cause.kind.is_empty() { "no cause".to_owned() } else { cause.kind.to_string() };
     if let Some(request) = cause.request {
         said.push_str(&format!(" {request}"));
     }

@@ -241,7 +241,7 @@ fn refused(refusal: Refusal) -> Tried {
 }
 
 fn headers(commit: &Commit) -> HeaderMap {
-    let types: Vec<&str> = commit.events.iter().map(|event| event.kind.as_ref()).collect();
+    let types: Vec<&str> = commit.events.iter().map(|event| event.kind.as_str()).collect();
     let mut headers = HeaderMap::new();
     headers.insert("Nats-Msg-Id", message_id(&commit.stream, commit));
     headers.insert(TYPE_HEADER, types.join(","));

@@ -268,7 +268,7 @@ impl Core {
     /// A room that is gone altogether was deleted.
     pub(super) async fn expect(&self, acknowledged: &[Arc<Commit>]) -> Result<(), ReadError> {
         let deleted =
-            |commit: &Commit| commit.events.iter().any(|event| event.kind.as_ref() == "RoomDeleted");
+            |commit: &Commit| commit.events.iter().any(|event| event.kind.as_str() == "RoomDeleted");
         let looked = acknowledged.iter().filter(|commit| !deleted(commit)).map(|commit| async move {
             let found = self.read(&commit.stream, commit.version, 1).await?;
             let reason = match found.first() {

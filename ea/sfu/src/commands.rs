@@ -193,9 +193,10 @@ impl Worker {
         // One canonical name for all of a client's producers, so that receivers play its sound and picture in step; browsers give
         // none with simulcast.
         let given = params.rtcp.cname.take().filter(|cname| !cname.is_empty());
-        let cname =
-            transport.cname.get_or_insert_with(|| given.unwrap_or_else(|| random_token(&mut self.rng, 16)));
-        params.rtcp.cname = Some(cname.clone());
+        let cname = transport
+            .cname
+            .get_or_insert_with(|| given.map_or_else(|| random_token(&mut self.rng, 16), String::from));
+        params.rtcp.cname = Some(cname.as_str().into());
         if let Ok(key) = self.find_producer(room, &id) {
             let existing = self.producers.get(key).ok_or_else(|| missing("producer", id.as_str()))?;
             if existing.transport != transport_key || existing.params != params {

@@ -219,7 +219,7 @@ impl Consumer {
             rtx,
             clock_rate,
             payload_types,
-            mid: params.mid.clone().unwrap_or_default().into_bytes(),
+            mid: params.mid.as_ref().map_or_else(Vec::new, |mid| mid.as_bytes().to_vec()),
             own: ExtensionIds::of(&params),
             passed_on,
             current: None,

@@ -90,6 +90,7 @@ fn default_consent() -> u64 {
 /// Parent to worker.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
+#[allow(clippy::large_enum_variant, reason = "one is read, acted on and gone; none are kept")]
 pub enum ToWorker {
     /// A command for one room's router; answered by [`FromWorker::Answer`] with the same id.
     Request {

@@ -55,6 +55,7 @@ pub(crate) struct Visitor {
 }
 
 /// What there is to do.
+#[allow(clippy::large_enum_variant, reason = "one is read, acted on and gone; none are kept")]
 pub(crate) enum Said {
     /// An EA says this; [`Parents::answer`] takes the connection.
     Message(Connection, ToWorker),

@@ -132,7 +132,7 @@ impl Producer {
             .iter()
             .map(|encoding| {
                 let mut stream = RecvStream::new(
-                    encoding.rid.clone(),
+                    encoding.rid.as_ref().map(ToString::to_string),
                     clock_rate,
                     has("nack", ""),
                     kind == MediaKind::Video,

@@ -90,7 +90,7 @@ fn consumers_get_no_extension_that_the_router_only_receives() {
         2,
     );
     let uris: Vec<_> = sent.expect("taken").header_extensions.into_iter().map(|e| (e.id, e.uri)).collect();
-    assert!(uris.contains(&(1, browsers::MID.to_owned())), "{uris:?}");
+    assert!(uris.contains(&(1, browsers::MID.into())), "{uris:?}");
     for only_received in [browsers::RID, browsers::REPAIRED_RID, browsers::DEPENDENCY] {
         assert!(!uris.iter().any(|(_, uri)| uri == only_received), "{uris:?}");
     }
@@ -158,7 +158,7 @@ fn layers_tell_the_type_of_the_consumer() {
     assert_eq!(kind("safari h264 simulcast"), ConsumerType::Simulcast);
     assert_eq!(kind("opus without encodings"), ConsumerType::Simple);
     let mut layered_opus = producer("chrome opus");
-    layered_opus.encodings[0].scalability_mode = Some("L1T3".to_owned());
+    layered_opus.encodings[0].scalability_mode = Some("L1T3".into());
     assert_eq!(consumer_type(&layered_opus), ConsumerType::Simple);
 }
 
@@ -177,8 +177,8 @@ fn h264_needs_the_same_profile_and_packetization_mode() {
     let level = |params: &RtpParameters| {
         consumable(MediaKind::Video, params).codecs[0].parameters["profile-level-id"].to_text()
     };
-    let spelled = |id: &str| FmtpValue::Text(id.to_owned());
-    params.codecs[0].parameters.insert("profile-level-id".to_owned(), spelled("42c034"));
+    let spelled = |id: &str| FmtpValue::Text(id.into());
+    params.codecs[0].parameters.insert("profile-level-id".into(), spelled("42c034"));
     assert_eq!(level(&params), "42e034");
     params.codecs[0].parameters.remove("level-asymmetry-allowed");
     assert_eq!(level(&params), "42e01f");
@@ -222,7 +222,7 @@ fn what_the_worker_could_not_attribute_or_switch_is_refused() {
         ),
         (
             "chrome vp8",
-            |p| drop(p.codecs[1].parameters.insert("apt".to_owned(), FmtpValue::Integer(97))),
+            |p| drop(p.codecs[1].parameters.insert("apt".into(), FmtpValue::Integer(97))),
             |e| matches!(e, OrtcError::RtxOfRtx { payload_type: 97 }),
         ),
         ("no codecs", |_| (), |e| *e == OrtcError::NoMediaCodec),
@@ -239,7 +239,7 @@ fn what_the_worker_could_not_attribute_or_switch_is_refused() {
         ),
         (
             "chrome vp8 simulcast",
-            |p| p.encodings[1].scalability_mode = Some("L2T1".to_owned()),
+            |p| p.encodings[1].scalability_mode = Some("L2T1".into()),
             |e| matches!(e, OrtcError::SimulcastWithSvc { index: 1 }),
         ),
         (
@@ -299,14 +299,14 @@ fn rtx_must_belong_to_a_codec_and_be_known_to_the_router() {
 #[test]
 fn documents_that_make_no_sense_are_refused_with_the_field_named() {
     let mut params = producer("chrome vp8");
-    params.codecs[0].mime_type = "application/x".to_owned();
+    params.codecs[0].mime_type = "application/x".into();
     assert!(matches!(validate_rtp_parameters(&params), Err(OrtcError::InvalidMimeType { .. })));
     let mut params = producer("chrome vp8");
-    params.codecs[1].parameters.insert("apt".to_owned(), FmtpValue::Text("96".to_owned()));
+    params.codecs[1].parameters.insert("apt".into(), FmtpValue::Text("96".into()));
     let refused = validate_rtp_parameters(&params).expect_err("text");
     assert!(refused.to_string().contains("\"apt\""), "{refused}");
     let mut params = producer("chrome vp8");
-    params.header_extensions[0].uri.clear();
+    params.header_extensions[0].uri = Default::default();
     assert_eq!(validate_rtp_parameters(&params), Err(OrtcError::MissingExtensionUri));
 
     let mut caps = client(chrome());
@@ -314,7 +314,7 @@ fn documents_that_make_no_sense_are_refused_with_the_field_named() {
     assert!(matches!(validate_rtp_capabilities(&caps), Err(OrtcError::MissingExtensionKind { .. })));
     assert!(can_consume(&RtpParameters::default(), &caps).is_err());
     let mut caps = client(chrome());
-    caps.codecs[0].rtcp_feedback[0].kind.clear();
+    caps.codecs[0].rtcp_feedback[0].kind = Default::default();
     assert!(matches!(validate_rtp_capabilities(&caps), Err(OrtcError::InvalidFeedback { .. })));
 }
 

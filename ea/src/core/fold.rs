@@ -45,7 +45,7 @@ impl<R> Core<R> {
 
     /// Whether a commit gives a room to a running worker of ours.
     fn is_named_in(&self, commit: &Commit) -> bool {
-        let placing = commit.events.iter().filter(|e| PLACING.contains(&e.kind.as_ref()));
+        let placing = commit.events.iter().filter(|e| PLACING.contains(&e.kind.as_str()));
         placing.filter_map(|raw| Event::decode(raw).ok()).any(|event| match event {
             Event::EaAssigned(e) => self.is_live(&e.placement),
             Event::MediaMoved(e) => e.to.is_some_and(|to| self.is_live(&to)),

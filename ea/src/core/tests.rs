@@ -606,7 +606,7 @@ fn what_is_closed_while_an_inventory_is_on_its_way_is_no_ghost() {
     world.workers_slow = true;
     world.pass(SWEEP);
     world.now += Duration::from_millis(1);
-    world.commit("r", &[ProducerClosed { producer: producer("p"), reason: String::new() }.into()]);
+    world.commit("r", &[ProducerClosed { producer: producer("p"), reason: Default::default() }.into()]);
     // One that the first inventory does not have: only who asks again finds it.
     world.books[0].routers.get_mut(&room("r")).unwrap().transports.push(
         roomlog_bus::media::TransportInventory {

@@ -444,9 +444,9 @@ async fn serve(log: &Log, ec: &EcId, request: EcRequest) -> Result<EcAnswer, Rpc
             if !state.clients.contains_key(&client) {
                 return Err(RpcError::NotFound { what: format!("client {client}") });
             }
-            ClientLeft { client, reason }.into()
+            ClientLeft { client, reason: reason.into() }.into()
         }
-        EcRequest::DeleteRoom { reason, .. } => RoomDeleted { reason }.into(),
+        EcRequest::DeleteRoom { reason, .. } => RoomDeleted { reason: reason.into() }.into(),
         _ => return Ok(EcAnswer::State { version: state.version(), state: state.to_json() }),
     };
     Ok(EcAnswer::Version { version: append(log, &room, &[event]).await })

@@ -323,7 +323,7 @@ mod tests {
         }
         assert!(head.unwrap().version > Version(60), "a call of four is many events");
         let (first, last) = (&call[0].events[0], call.last().unwrap().events.last().unwrap());
-        assert_eq!((first.kind.as_ref(), last.kind.as_ref()), ("RoomCreated", "RoomDeleted"));
+        assert_eq!((first.kind.as_str(), last.kind.as_str()), ("RoomCreated", "RoomDeleted"));
         assert!(fold(&call).unwrap() > 0.0);
     }
 }

@@ -278,7 +278,7 @@ fn lost(
                 *taken += registered.adopted.len() as u64;
             }
         }
-        if !commit.events.iter().any(|event| event.kind.as_ref() == "NodeLost") {
+        if !commit.events.iter().any(|event| event.kind.as_str() == "NodeLost") {
             continue;
         }
         *checks.entry("nodes called lost, with reason").or_default() += 1;

@@ -59,7 +59,7 @@ impl Inner {
     pub fn expect(&mut self, node: usize) {
         let aside: Vec<_> = self.aside.iter().map(|commit| commit.id).collect();
         let copied = &self.nodes[node].copied;
-        let deleted = |c: &Commit| c.events.iter().any(|event| event.kind.as_ref() == "RoomDeleted");
+        let deleted = |c: &Commit| c.events.iter().any(|event| event.kind.as_str() == "RoomDeleted");
         let last = copied.iter().rev().filter(|commit| !aside.contains(&commit.id)).take(EXPECTED);
         let blocked = last.into_iter().any(|commit| !deleted(commit) && self.place_of(commit) == 0);
         self.nodes[node].blocked = blocked;

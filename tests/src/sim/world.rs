@@ -422,7 +422,7 @@ impl Inner {
         let registered = self.log.iter().zip(&self.stored).rev().any(|(commit, at)| {
             *at >= since
                 && commit.stream.id() == ea
-                && commit.events.iter().any(|event| event.kind.as_ref() == "NodeRegistered")
+                && commit.events.iter().any(|event| event.kind.as_str() == "NodeRegistered")
         });
         // Who was away itself counts silence anew.
         if !heard && !registered && !self.nodes[from].in_trouble(since, self.now) {
@@ -511,7 +511,7 @@ impl Inner {
         }
         let own = self.streams.get(&commit.stream).map_or(&[][..], Vec::as_slice);
         let head = own.last().map(|at| self.log[*at as usize - 1].head());
-        let leaves = || commit.events.iter().any(|event| event.kind.as_ref() == "ClientLeft");
+        let leaves = || commit.events.iter().any(|event| event.kind.as_str() == "ClientLeft");
         if self.planted.forget_leave > 0 && leaves() && self.chance(self.planted.forget_leave) {
             return Ok(());
         }
@@ -538,7 +538,7 @@ impl Inner {
         let sequence = self.log.len() as u64 + 1;
         let bytes = commit.encode();
         self.note(|| format!("commit {from} {} {}", commit.stream, commit.version), &bytes);
-        for event in commit.events.iter().filter(|event| event.kind.as_ref() == "ClientLeft") {
+        for event in commit.events.iter().filter(|event| event.kind.as_str() == "ClientLeft") {
             if let Ok(Event::ClientLeft(left)) = Event::decode(event)
                 && left.reason == EXPIRED
             {

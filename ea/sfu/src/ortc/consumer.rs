@@ -64,12 +64,12 @@ pub fn consumer_parameters(
     let encoding = RtpEncodingParameters {
         ssrc: Some(ssrc),
         rtx: rtx.then_some(RtxStream { ssrc: rtx_ssrc }),
-        scalability_mode: scalability_mode(&consumable.encodings),
+        scalability_mode: scalability_mode(&consumable.encodings).map(Into::into),
         max_bitrate: consumable.encodings.iter().filter_map(|e| e.max_bitrate).max().filter(|max| *max > 0),
         ..RtpEncodingParameters::default()
     };
     Ok(RtpParameters {
-        mid: Some(mid.to_owned()),
+        mid: Some(mid.into()),
         codecs,
         header_extensions,
         encodings: vec![encoding],

@@ -145,8 +145,8 @@ mod tests {
 
     fn parameters(id: &str, asymmetry: i64) -> FmtpParameters {
         FmtpParameters::from([
-            ("profile-level-id".to_owned(), FmtpValue::Text(id.to_owned())),
-            ("level-asymmetry-allowed".to_owned(), FmtpValue::Integer(asymmetry)),
+            ("profile-level-id".into(), FmtpValue::Text(id.into())),
+            ("level-asymmetry-allowed".into(), FmtpValue::Integer(asymmetry)),
         ])
     }
 

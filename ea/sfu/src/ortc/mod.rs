@@ -33,30 +33,4 @@ pub use validate::{
     MAX_CODECS, MAX_ENCODINGS, MAX_HEADER_EXTENSIONS, validate_rtp_capabilities, validate_rtp_parameters,
 };
 
-/// Header extension URIs the mapping treats by name.
-pub mod uri {
-    /// Media identification (RFC 8843 §16.2).
-    pub const MID: &str = "urn:ietf:params:rtp-hdrext:sdes:mid";
-    /// RTP stream id, names a simulcast encoding (RFC 8852).
-    pub const RTP_STREAM_ID: &str = "urn:ietf:params:rtp-hdrext:sdes:rtp-stream-id";
-    /// The same on the retransmission stream (RFC 8852).
-    pub const REPAIRED_RTP_STREAM_ID: &str = "urn:ietf:params:rtp-hdrext:sdes:repaired-rtp-stream-id";
-    /// Send time in 24 bits, feeds REMB.
-    pub const ABS_SEND_TIME: &str = "http://www.webrtc.org/experiments/rtp-hdrext/abs-send-time";
-    /// Transport-wide sequence number, feeds transport-cc.
-    pub const TRANSPORT_WIDE_CC: &str =
-        "http://www.ietf.org/id/draft-holmer-rmcat-transport-wide-cc-extensions-01";
-    /// Client-to-mixer audio level (RFC 6464).
-    pub const AUDIO_LEVEL: &str = "urn:ietf:params:rtp-hdrext:ssrc-audio-level";
-    /// AV1 dependency descriptor, tells layers without parsing the payload.
-    pub const DEPENDENCY_DESCRIPTOR: &str =
-        "https://aomediacodec.github.io/av1-rtp-spec/#dependency-descriptor-rtp-header-extension";
-    /// Coordination of video orientation (3GPP TS 26.114).
-    pub const VIDEO_ORIENTATION: &str = "urn:3gpp:video-orientation";
-    /// Transmission time offset (RFC 5450).
-    pub const TIME_OFFSET: &str = "urn:ietf:params:rtp-hdrext:toffset";
-    /// Capture time of the first sender, passed on unchanged.
-    pub const ABS_CAPTURE_TIME: &str = "http://www.webrtc.org/experiments/rtp-hdrext/abs-capture-time";
-    /// Limits of the receiver's playout delay, passed on unchanged.
-    pub const PLAYOUT_DELAY: &str = "http://www.webrtc.org/experiments/rtp-hdrext/playout-delay";
-}
+pub use roomlog_bus::extension as uri;

@@ -89,8 +89,8 @@ pub fn producer_mapping(
     for encoding in encodings_or_one(params) {
         mapping.encodings.push(EncodingMapping {
             ssrc: encoding.ssrc,
-            rid: encoding.rid,
-            scalability_mode: encoding.scalability_mode,
+            rid: encoding.rid.map(String::from),
+            scalability_mode: encoding.scalability_mode.map(String::from),
             mapped_ssrc: fresh_ssrc(),
         });
     }
@@ -110,7 +110,7 @@ pub fn consumable_parameters(
     let mut codecs = Vec::new();
     for codec in params.codecs.iter().filter(|codec| !codec.is_rtx()) {
         if codec.kind() != Some(kind) {
-            return Err(OrtcError::KindMismatch { mime_type: codec.mime_type.clone(), kind });
+            return Err(OrtcError::KindMismatch { mime_type: codec.mime_type.to_string(), kind });
         }
         let mismatch = || OrtcError::MappingMismatch { what: format!("payload type {}", codec.payload_type) };
         let payload_type = mapping.payload_type(codec.payload_type).ok_or_else(mismatch)?;
@@ -157,7 +157,7 @@ fn consumable_codec(
     let mut parameters = codec.parameters.clone();
     if matched.mime_type.eq_ignore_ascii_case("video/h264") {
         match h264::answer(&codec.parameters, &matched.parameters) {
-            Some(agreed) => parameters.insert("profile-level-id".to_owned(), FmtpValue::Text(agreed)),
+            Some(agreed) => parameters.insert("profile-level-id".into(), FmtpValue::Text(agreed.into())),
             None => parameters.remove("profile-level-id"),
         };
     }
@@ -203,7 +203,10 @@ fn router_codec<'a>(
 ) -> Result<(&'a RtpCodecCapability, u8), OrtcError> {
     let found = router.codecs.iter().find(|own| same_codec(codec, *own, Matching::Strict));
     found.and_then(|own| Some((own, own.preferred_payload_type?))).ok_or_else(|| {
-        OrtcError::UnsupportedCodec { mime_type: codec.mime_type.clone(), payload_type: codec.payload_type }
+        OrtcError::UnsupportedCodec {
+            mime_type: codec.mime_type.to_string(),
+            payload_type: codec.payload_type,
+        }
     })
 }
 
@@ -236,7 +239,7 @@ fn refuse_what_the_worker_cannot_take(params: &RtpParameters) -> Result<(), Ortc
         return Err(OrtcError::NoMediaCodec);
     }
     if let Some(extension) = params.header_extensions.iter().find(|extension| extension.id == 0) {
-        return Err(OrtcError::ExtensionIdZero { uri: extension.uri.clone() });
+        return Err(OrtcError::ExtensionIdZero { uri: extension.uri.to_string() });
     }
     let encodings = encodings_or_one(params);
     let several = encodings.len() > 1;
@@ -253,7 +256,7 @@ fn refuse_what_the_worker_cannot_take(params: &RtpParameters) -> Result<(), Ortc
         // Layers of these two can be switched at key frames; VP9 and AV1 send their layers in one stream.
         let switchable = matches!(codec.mime_type.to_ascii_lowercase().as_str(), "video/vp8" | "video/h264");
         if several && !switchable {
-            return Err(OrtcError::SimulcastUnsupported { mime_type: codec.mime_type.clone() });
+            return Err(OrtcError::SimulcastUnsupported { mime_type: codec.mime_type.to_string() });
         }
         let named = encoding.ssrc.is_some() || encoding.rid.as_ref().is_some_and(|rid| !rid.is_empty());
         let has_mid = params.mid.as_ref().is_some_and(|mid| !mid.is_empty());

@@ -52,11 +52,11 @@ pub fn router_rtp_capabilities_for(wanted: &[RtpCodecCapability]) -> Result<RtpC
         let found =
             supported.iter().find(|codec| same_codec(want, *codec, Matching::Loose)).ok_or_else(|| {
                 OrtcError::UnsupportedCodec {
-                    mime_type: want.mime_type.clone(),
+                    mime_type: want.mime_type.to_string(),
                     payload_type: want.preferred_payload_type.unwrap_or_default(),
                 }
             })?;
-        let exhausted = || OrtcError::NoPayloadTypeLeft { mime_type: want.mime_type.clone() };
+        let exhausted = || OrtcError::NoPayloadTypeLeft { mime_type: want.mime_type.to_string() };
         let payload_type = match (want.preferred_payload_type, found.preferred_payload_type) {
             (Some(wish), _) => {
                 free.retain(|pt| *pt != wish);
@@ -77,14 +77,11 @@ pub fn router_rtp_capabilities_for(wanted: &[RtpCodecCapability]) -> Result<RtpC
             let rtx_payload_type = take_first(&mut free).ok_or_else(exhausted)?;
             caps.codecs.push(RtpCodecCapability {
                 kind,
-                mime_type: "video/rtx".to_owned(),
+                mime_type: "video/rtx".into(),
                 preferred_payload_type: Some(rtx_payload_type),
                 clock_rate,
                 channels: None,
-                parameters: FmtpParameters::from([(
-                    "apt".to_owned(),
-                    FmtpValue::Integer(payload_type.into()),
-                )]),
+                parameters: FmtpParameters::from([("apt".into(), FmtpValue::Integer(payload_type.into()))]),
                 rtcp_feedback: Vec::new(),
             });
         }
@@ -156,7 +153,7 @@ fn supported_header_extensions() -> Vec<RtpHeaderExtensionCapability> {
     ]
     .map(|(kind, uri, preferred_id, direction)| RtpHeaderExtensionCapability {
         kind: Some(kind),
-        uri: uri.to_owned(),
+        uri: uri.into(),
         preferred_id,
         preferred_encrypt: false,
         direction,
@@ -170,7 +167,7 @@ struct Built(RtpCodecCapability);
 fn codec(kind: MediaKind, mime_type: &str, clock_rate: u32, channels: Option<u8>) -> Built {
     Built(RtpCodecCapability {
         kind,
-        mime_type: mime_type.to_owned(),
+        mime_type: mime_type.into(),
         preferred_payload_type: None,
         clock_rate,
         channels,
@@ -183,10 +180,7 @@ impl Built {
     fn feedback(mut self, feedback: &[(&str, &str)]) -> Self {
         self.0.rtcp_feedback = feedback
             .iter()
-            .map(|(kind, parameter)| RtcpFeedback {
-                kind: (*kind).to_owned(),
-                parameter: (*parameter).to_owned(),
-            })
+            .map(|(kind, parameter)| RtcpFeedback { kind: (*kind).into(), parameter: (*parameter).into() })
             .collect();
         self
     }
@@ -195,9 +189,9 @@ impl Built {
         for (key, value) in parameters {
             let value = match value {
                 Value::Number(n) => FmtpValue::Integer(*n),
-                Value::Text(t) => FmtpValue::Text((*t).to_owned()),
+                Value::Text(t) => FmtpValue::Text((*t).into()),
             };
-            self.0.parameters.insert((*key).to_owned(), value);
+            self.0.parameters.insert((*key).into(), value);
         }
         self
     }

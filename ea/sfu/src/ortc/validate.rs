@@ -23,7 +23,7 @@ pub fn validate_rtp_capabilities(caps: &RtpCapabilities) -> Result<(), OrtcError
     caps.codecs.iter().try_for_each(validate_codec)?;
     for extension in &caps.header_extensions {
         if extension.kind.is_none() {
-            return Err(OrtcError::MissingExtensionKind { uri: extension.uri.clone() });
+            return Err(OrtcError::MissingExtensionKind { uri: extension.uri.to_string() });
         }
         if extension.uri.is_empty() {
             return Err(OrtcError::MissingExtensionUri);
@@ -57,7 +57,11 @@ pub(super) fn validate_codec(codec: &impl Codec) -> Result<(), OrtcError> {
             FmtpValue::Text(_) if key == "apt" => "a number",
             _ => continue,
         };
-        return Err(OrtcError::InvalidCodecParameter { mime_type: mime_type(), key: key.clone(), expected });
+        return Err(OrtcError::InvalidCodecParameter {
+            mime_type: mime_type(),
+            key: key.to_string(),
+            expected,
+        });
     }
     if codec.feedback().iter().any(|feedback| feedback.kind.is_empty()) {
         return Err(OrtcError::InvalidFeedback { mime_type: mime_type() });
