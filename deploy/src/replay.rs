@@ -310,9 +310,10 @@ async fn events(log: &OpenLog, from: Cursor, span: Span, out: &mut impl io::Writ
             if written.is_err() || !filter.at(commit.time) {
                 return;
             }
+            let at = entry.cursor.0.iter().map(u64::to_string).collect::<Vec<_>>().join(",");
             for (version, raw) in (commit.version.0..).zip(&commit.events) {
                 let line = json!({
-                    "cursor": entry.cursor,
+                    "cursor": at,
                     "stream": commit.stream,
                     "version": version,
                     "time": commit.time.to_string(),

@@ -293,7 +293,12 @@ impl<T: DeserializeOwned> FromRequest<AppState> for Body<T> {
             Ok(Json(value)) => Ok(Self(value)),
             Err(JsonRejection::JsonDataError(error)) => match with_whole_numbers(&bytes) {
                 Some(value) => Ok(Self(value)),
-                None => Err(problem::INVALID_FIELD.detail(sentence(&error.body_text()))),
+                None => {
+                    // What stands before the name of the field is about types of ours.
+                    let text = error.body_text();
+                    let what = text.split_once("target type: ").map_or(text.as_str(), |(_, what)| what);
+                    Err(problem::INVALID_FIELD.detail(sentence(&format!("In the body: {what}"))))
+                }
             },
             Err(JsonRejection::JsonSyntaxError(error)) => {
                 Err(problem::BAD_REQUEST.detail(sentence(&error.body_text())))

@@ -38,7 +38,7 @@ problems! {
     BAD_REQUEST = "bad-request", BAD_REQUEST, "The request does not read",
         "The detail names the part that does not read. /openapi.json describes every request.";
     INVALID_FIELD = "invalid-field", UNPROCESSABLE_ENTITY, "A field has a value that cannot be used",
-        "The detail names the field and what is allowed.";
+        "/openapi.json describes every field.";
     UNSUPPORTED_MEDIA = "unsupported-media-type", UNSUPPORTED_MEDIA_TYPE, "The body is not JSON",
         "Send JSON with `Content-Type: application/json`.";
     TOO_LARGE = "too-large", PAYLOAD_TOO_LARGE, "The body is too large",

@@ -408,7 +408,7 @@ pub fn ec_failed(room: &RoomId, owner: &Owner, answer: Result<EcAnswer, RpcError
 
 /// What a room is to be.
 #[derive(Serialize, Deserialize, ToSchema)]
-#[serde(rename_all = "camelCase")]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct NewRoom {
     /// A name for people, unique within the service. Without one the room is known by its id.
     #[serde(default)]
@@ -429,7 +429,7 @@ pub struct NewRoom {
 
 /// What bounds a room.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
-#[serde(rename_all = "camelCase", default)]
+#[serde(rename_all = "camelCase", default, deny_unknown_fields)]
 pub struct Limits {
     /// Most clients at a time, 1 to 100 000; without it what its EC allows, which bounds this too.
     #[schema(minimum = 1, maximum = 100_000)]

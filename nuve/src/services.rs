@@ -36,7 +36,7 @@ const DEMO_FILE: &str = "demo-service.json";
 
 /// What a service is to be.
 #[derive(Serialize, Deserialize, ToSchema)]
-#[serde(rename_all = "camelCase")]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct NewService {
     /// A name for people.
     #[schema(example = "my app", min_length = 1, max_length = 128, pattern = r"^[^\x00-\x1f\x7f-\x9f]*$")]
@@ -373,7 +373,7 @@ pub enum Which {
 
 /// What is replaced.
 #[derive(Deserialize, ToSchema)]
-#[serde(rename_all = "camelCase")]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Rotation {
     /// Which key.
     which: Which,

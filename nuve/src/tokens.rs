@@ -115,7 +115,7 @@ impl Role {
 
 /// Whom a token is for.
 #[derive(Deserialize, ToSchema)]
-#[serde(rename_all = "camelCase")]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct TokenRequest {
     /// The user's name.
     #[schema(example = "Ann", min_length = 1, max_length = 128, pattern = r"^[^\x00-\x1f\x7f-\x9f]*$")]
@@ -248,7 +248,8 @@ impl App {
         if found.is_none() {
             let RoomRef::Name(name) = room else { return Err(no_room(room)) };
             if !request.create {
-                return Err(no_room(room));
+                let how = "Send `\"create\": true` to have it made";
+                return Err(problem::NO_ROOM.detail(format!("Room {room} is not there. {how}.")));
             }
             if caller.kind == KeyKind::Publishable && !self.publishable_creates(&caller.service).await? {
                 return Err(problem::MAY_NOT_CREATE.detail(format!("Room {room} is not there.")));

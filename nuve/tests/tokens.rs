@@ -73,7 +73,7 @@ async fn a_role_and_a_client_id_are_taken_from_the_request() {
     let front = cell.nuve(Cell::settings("n1")).await;
     let _ec = FakeEc::start(&cell, "e1").await;
     let keys = front.service().await;
-    let body = json!({"user": "Ann", "role": "viewer", "create": true, "peerId": "ann-1", "unknown": [1]});
+    let body = json!({"user": "Ann", "role": "viewer", "create": true, "peerId": "ann-1"});
     let answer =
         front.post("/v1/rooms/name:a%20b%2Fc/tokens", body).key(&keys.publishable).send().await.is(201);
     assert_eq!(answer.at("clientId"), "ann-1");
@@ -99,6 +99,11 @@ async fn what_a_request_gets_wrong_is_named() {
     assert!(detail(&wrong).contains("create"), "{}", wrong.text);
     let role = send(r#"{"user":"Ann","role":"king"}"#).await.is(422).problem("invalid-field");
     assert!(detail(&role).contains("role") && detail(&role).contains("presenter"), "{}", role.text);
+    assert!(detail(&role).starts_with("In the body: role: "), "{}", role.text);
+    let typo = send(r#"{"user":"Ann","creat":true}"#).await.is(422).problem("invalid-field");
+    assert!(detail(&typo).contains("`creat`") && detail(&typo).contains("`create`"), "{}", typo.text);
+    let not_made = send(r#"{"user":"Ann"}"#).await.is(404).problem("no-such-room");
+    assert!(detail(&not_made).contains(r#""create": true"#), "{}", not_made.text);
     let peer = send(r#"{"user":"Ann","peerId":"a.b"}"#).await.is(422).problem("invalid-field");
     assert!(detail(&peer).contains("peerId"), "{}", peer.text);
     send(r#"{"user":"#).await.is(400).problem("bad-request");

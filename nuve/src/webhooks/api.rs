@@ -109,8 +109,6 @@ pub struct WebhookDocument {
     enabled: bool,
     /// All up to here was taken, as the log knows: an event id of `/v1/events`. It lags by half a minute.
     cursor: String,
-    /// Whether there is more in the log than that; it may be of others.
-    behind: bool,
     /// The receiver takes nothing; absent while all goes well.
     #[serde(skip_serializing_if = "Option::is_none")]
     failing: Option<FailingDocument>,
@@ -142,15 +140,16 @@ pub struct Webhooks {
     webhooks: Vec<WebhookDocument>,
 }
 
-fn check_url(url: &str) -> Result<(), Problem> {
+fn check_url(app: &App, url: &str) -> Result<(), Problem> {
     let parsed: Option<Uri> = url.parse().ok();
-    let good = parsed.is_some_and(|uri| {
+    let good = parsed.as_ref().is_some_and(|uri| {
         matches!(uri.scheme_str(), Some("http" | "https"))
             && uri.host().is_some_and(|host| !host.is_empty())
             && !uri.authority().is_some_and(|authority| authority.as_str().contains('@'))
     });
-    if good && url.len() <= MAX_URL {
-        return Ok(());
+    if let (true, Some(uri)) = (good && url.len() <= MAX_URL, &parsed) {
+        let refused = |reason| problem::INVALID_FIELD.detail(format!("`url`: {reason}."));
+        return app.deliver.check(uri).map_err(refused);
     }
     Err(problem::INVALID_FIELD.detail(format!(
         "`url` is no http or https URL of at most {MAX_URL} characters, without user and password."
@@ -188,14 +187,13 @@ fn no_webhook(id: &str) -> Problem {
     problem::NO_WEBHOOK.detail(format!("Webhook {id:?} is not there."))
 }
 
-fn describe(tail: &Cursor, id: &str, hook: &Webhook, secret: Option<String>) -> WebhookDocument {
+fn describe(id: &str, hook: &Webhook, secret: Option<String>) -> WebhookDocument {
     WebhookDocument {
         id: id.to_owned(),
         url: hook.url.clone(),
         types: hook.types.clone(),
         enabled: hook.enabled,
         cursor: cursor_text(&Cursor(hook.cursor.clone())),
-        behind: hook.cursor != tail.0,
         failing: hook.failing.as_ref().map(|failing| FailingDocument {
             since: failing.since.as_millis(),
             attempts: failing.attempts,
@@ -219,7 +217,7 @@ impl App {
         secret: Option<String>,
     ) -> Result<Json<WebhookDocument>, Problem> {
         let hook = self.webhook(service, id).await?;
-        Ok(Json(describe(&self.journal.tail().await?, id, &hook, secret)))
+        Ok(Json(describe(id, &hook, secret)))
     }
 }
 
@@ -233,7 +231,7 @@ pub async fn create(
     Because(cause): Because,
     Body(new): Body<NewWebhook>,
 ) -> Result<Response, Problem> {
-    check_url(&new.url)?;
+    check_url(&app, &new.url)?;
     check_types(&new.types)?;
     let cursor = place(&app, new.from.as_deref().unwrap_or("now")).await?;
     let id = app.env.draw(|rng| random_token(rng, 16));
@@ -268,9 +266,8 @@ pub async fn list(
     State(app): State<AppState>,
     SecretKey(service): SecretKey,
 ) -> Result<Json<Webhooks>, Problem> {
-    let tail = app.journal.tail().await?;
     let state = app.service_now(&service).await?;
-    let all = state.webhooks.iter().map(|(id, hook)| describe(&tail, id, hook, None));
+    let all = state.webhooks.iter().map(|(id, hook)| describe(id, hook, None));
     Ok(Json(Webhooks { webhooks: all.collect() }))
 }
 
@@ -297,7 +294,7 @@ pub async fn change(
     At(id): At<String>,
     Body(change): Body<WebhookChange>,
 ) -> Result<Response, Problem> {
-    change.url.as_deref().map_or(Ok(()), check_url)?;
+    change.url.as_deref().map_or(Ok(()), |url| check_url(&app, url))?;
     change.types.as_deref().map_or(Ok(()), check_types)?;
     let cursor = match &change.from {
         Some(from) => Some(place(&app, from).await?.0),
@@ -363,7 +360,7 @@ pub async fn rotate(
     let version = app.decide_service(&service, cause, decide).await?;
     let hook = app.webhook(&service, &id).await?;
     let secret = app.webhook_key.secret(&id, hook.generation);
-    let shown = Json(describe(&app.journal.tail().await?, &id, &hook, Some(secret)));
+    let shown = Json(describe(&id, &hook, Some(secret)));
     let no_store = [(header::CACHE_CONTROL, "no-store")];
     Ok((StatusCode::CREATED, version_header(version), no_store, shown).into_response())
 }

@@ -1,6 +1,10 @@
 //! One request to a receiver: over HTTP/1.1, to an address that may be called, without following redirects.
 
-use std::{net::SocketAddr, sync::Arc, time::Duration};
+use std::{
+    net::{IpAddr, SocketAddr},
+    sync::Arc,
+    time::Duration,
+};
 
 use async_trait::async_trait;
 use axum::http::{Request, Uri, header, uri::Scheme};
@@ -35,6 +39,18 @@ pub struct Delivery {
 pub trait Deliver: Send + Sync {
     /// Sends it and waits for the answer: an error, in words, unless that is 2xx.
     async fn deliver(&self, delivery: &Delivery) -> Result<(), String>;
+
+    /// Whether this can be told never to be called, and why: an address in place of a name. What a name means is looked at with each delivery.
+    fn check(&self, _url: &Uri) -> Result<(), String> {
+        Ok(())
+    }
+}
+
+/// The host and port of a URL, and whether what is sent there can be read on the way.
+fn place(uri: &Uri) -> Result<(&str, u16, bool), String> {
+    let plain = uri.scheme() == Some(&Scheme::HTTP);
+    let host = uri.host().ok_or("the URL has no host")?.trim_matches(['[', ']']);
+    Ok((host, uri.port_u16().unwrap_or(if plain { 80 } else { 443 }), plain))
 }
 
 /// Sends over HTTP and HTTPS.
@@ -61,25 +77,29 @@ impl HttpDeliver {
         Self { targets, tls: TlsConnector::from(Arc::new(config)) }
     }
 
+    /// Whether this address may be called. Without TLS anybody on the way reads what happens in rooms; inside, the operator says what is between.
+    fn may(&self, address: IpAddr, plain: bool) -> bool {
+        if plain { self.targets.named(address) } else { self.targets.allow(address) }
+    }
+
+    /// Why none of the addresses of `host` may be called.
+    fn refusal(&self, host: &str, addresses: &[IpAddr], plain: bool) -> String {
+        match addresses {
+            [] => format!("{host} has no address"),
+            _ if plain && addresses.iter().any(|address| self.targets.allow(*address)) => {
+                format!("{host} is called over https only")
+            }
+            _ => format!("{host} is no address of the public Internet, and not in `webhook-allow`"),
+        }
+    }
+
     /// The addresses behind the name that may be called.
     async fn resolve(&self, host: &str, port: u16, plain: bool) -> Result<Vec<SocketAddr>, String> {
         let found =
             tokio::net::lookup_host((host, port)).await.map_err(|error| format!("{host}: {error}"))?;
-        let (mut allowed, mut any) = (Vec::new(), false);
-        for address in found {
-            any = true;
-            // Without TLS anybody on the way reads what happens in rooms; inside, the operator says what is between.
-            let may = if plain { self.targets.named(address.ip()) } else { self.targets.allow(address.ip()) };
-            if may {
-                allowed.push(address);
-            }
-        }
-        match any {
-            _ if !allowed.is_empty() => Ok(allowed),
-            true if plain => Err(format!("{host} is called over https only")),
-            true => Err(format!("{host} is no address that may be called")),
-            false => Err(format!("{host} has no address")),
-        }
+        let (allowed, refused): (Vec<_>, Vec<_>) = found.partition(|to| self.may(to.ip(), plain));
+        let refused: Vec<IpAddr> = refused.iter().map(SocketAddr::ip).collect();
+        if allowed.is_empty() { Err(self.refusal(host, &refused, plain)) } else { Ok(allowed) }
     }
 
     async fn send<S>(&self, stream: S, request: Request<Full<Bytes>>) -> Result<u16, String>
@@ -100,12 +120,10 @@ impl HttpDeliver {
 
     async fn try_deliver(&self, delivery: &Delivery) -> Result<u16, String> {
         let uri: Uri = delivery.url.parse().map_err(|error| format!("the URL does not read: {error}"))?;
-        let plain = uri.scheme() == Some(&Scheme::HTTP);
-        let host = uri.host().ok_or("the URL has no host")?.trim_matches(['[', ']']).to_owned();
-        let port = uri.port_u16().unwrap_or(if plain { 80 } else { 443 });
-        let addresses = self.resolve(&host, port, plain).await?;
+        let (host, port, plain) = place(&uri)?;
+        let addresses = self.resolve(host, port, plain).await?;
         let path = uri.path_and_query().map_or("/", |path| path.as_str());
-        let authority = uri.authority().map_or(host.as_str(), |authority| authority.as_str());
+        let authority = uri.authority().map_or(host, |authority| authority.as_str());
         let request = Request::post(path)
             .header(header::HOST, authority)
             .header(header::CONTENT_TYPE, "application/json")
@@ -119,7 +137,7 @@ impl HttpDeliver {
         if plain {
             return self.send(stream, request).await;
         }
-        let name = rustls::pki_types::ServerName::try_from(host.clone())
+        let name = rustls::pki_types::ServerName::try_from(host.to_owned())
             .map_err(|error| format!("{host}: {error}"))?;
         let stream = self.tls.connect(name, stream).await.map_err(|error| format!("{host}: {error}"))?;
         self.send(stream, request).await
@@ -134,6 +152,14 @@ impl Deliver for HttpDeliver {
             Ok(Ok(status)) => Err(format!("answered {status}")),
             Ok(Err(error)) => Err(error),
             Err(_) => Err(format!("no answer within {ANSWER_WITHIN:?}")),
+        }
+    }
+
+    fn check(&self, url: &Uri) -> Result<(), String> {
+        let (host, _, plain) = place(url)?;
+        match host.parse() {
+            Ok(address) if !self.may(address, plain) => Err(self.refusal(host, &[address], plain)),
+            _ => Ok(()),
         }
     }
 }
