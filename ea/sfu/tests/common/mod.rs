@@ -46,6 +46,8 @@ pub fn room() -> RoomId {
 
 /// The worker, its clock, and what it sent to addresses that nobody here holds.
 pub struct World {
+    /// Where commands go.
+    pub room: RoomId,
     pub worker: Worker,
     pub now: Instant,
     pub stray: Vec<(SocketAddr, Vec<u8>)>,
@@ -57,13 +59,13 @@ impl World {
         let now = Instant::now();
         let config = WorkerConfig::new(LISTEN.parse().unwrap());
         let worker = Worker::new(config, LISTEN.parse().unwrap(), now, [7; 32]).unwrap();
-        let mut world = Self { worker, now, stray: Vec::new(), notifications: Vec::new() };
+        let mut world = Self { room: room(), worker, now, stray: Vec::new(), notifications: Vec::new() };
         world.ask(MediaCommand::CreateRouter).unwrap();
         world
     }
 
     pub fn ask(&mut self, command: MediaCommand) -> Result<MediaAnswer, MediaError> {
-        self.worker.handle_request(self.now, &room(), command)
+        self.worker.handle_request(self.now, &self.room, command)
     }
 
     pub fn outbox(&mut self) -> Vec<(SocketAddr, Vec<u8>)> {
