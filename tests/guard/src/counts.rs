@@ -4,9 +4,15 @@ use std::{collections::BTreeMap, fmt};
 
 use serde::{Deserialize, Serialize};
 
-/// How much more a count may be, in percent, before the check fails. Two runs of one build differ by less than 0.1, of `append` by up to 1.
-/// An allocation more for each event or packet is 2 and more.
+/// How much more a count may be, in percent, before the check fails. Two runs of one build differ by less than 0.1.
+/// An allocation more for each packet out is 3 and more; one for each event is just 2, and `projections/tests/allocations.rs` counts those.
 pub const TOLERANCE: f64 = 2.0;
+
+/// The same for [`GROUPED`]: how many commits are in a group is the scheduler's, and on a busy machine 1 % more was seen.
+pub const TOLERANCE_GROUPED: f64 = 10.0;
+
+/// The path on which several threads meet.
+const GROUPED: &str = "append";
 
 /// The same where the compiler, libc, valgrind or the CPU is not the recorded one: then counts change without a change of ours, and only a
 /// rise beyond any such change can be told. An allocation and a copy more for each packet are about so much.
@@ -64,7 +70,6 @@ impl Verdict {
     pub fn of(recorded: &Counts, found: &Counts) -> Self {
         let differs = recorded.built_with != found.built_with;
         let elsewhere = differs.then(|| (recorded.built_with.clone(), found.built_with.clone()));
-        let tolerance = if differs { TOLERANCE_ELSEWHERE } else { TOLERANCE };
         let (then, now) = (&recorded.instructions, &found.instructions);
         let mut paths: Vec<&String> =
             then.keys().chain(now.keys().filter(|path| !then.contains_key(*path))).collect();
@@ -73,7 +78,11 @@ impl Verdict {
             path: path.clone(),
             then: then.get(path).copied(),
             now: now.get(path).copied(),
-            tolerance,
+            tolerance: match path.as_str() {
+                _ if differs => TOLERANCE_ELSEWHERE,
+                GROUPED => TOLERANCE_GROUPED,
+                _ => TOLERANCE,
+            },
         });
         Self { lines: lines.collect(), elsewhere }
     }
