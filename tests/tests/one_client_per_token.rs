@@ -12,11 +12,12 @@ use roomlog_bus::{
     env::Env,
     events::Event,
     ids::{EcId, RoomId, Version},
-    journal::read_all,
+    journal::{Journal, read_all},
 };
 use roomlog_ec::{Ec, EcSettings};
 use roomlog_tests::{
     cell::{Cell, Shape, eventually},
+    cluster::{self, Cluster},
     peer::{Peer, Policy},
     witness::journal_is_clean,
 };
@@ -71,9 +72,22 @@ async fn show_until_in(url: &str, token: &str) -> anyhow::Result<(Peer, String)>
     }
 }
 
+/// Shows it to an EC that has just been started until it says why it lets nobody in.
+async fn show_until_refused(url: &str, token: &str, wanted: u64) {
+    let since = Instant::now();
+    loop {
+        match show(url, token).await {
+            Ok((_, id)) => panic!("{id} came in at {url}"),
+            Err(code) if code == wanted => return,
+            Err(code) => assert!(since.elapsed() < PATIENCE, "still {code}"),
+        }
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+}
+
 /// Who was ever let into the room.
-async fn admitted(cell: &Cell, room: &RoomId) -> anyhow::Result<Vec<String>> {
-    let commits = read_all(cell.journal.as_ref(), &StreamId::from(room), Version(1)).await?;
+async fn admitted(journal: &dyn Journal, room: &RoomId) -> anyhow::Result<Vec<String>> {
+    let commits = read_all(journal, &StreamId::from(room), Version(1)).await?;
     let mut clients = Vec::new();
     for raw in commits.iter().flat_map(|commit| &commit.events) {
         if let Event::ClientAdmitted(event) = Event::decode(raw)? {
@@ -137,7 +151,7 @@ async fn one_token_is_one_client_on_two_ecs_after_a_takeover_and_after_a_restart
     let ann = ids[0].clone();
     assert!(ids.iter().all(|id| *id == ann), "{ids:?}");
     one_stays(&peers).await?;
-    assert_eq!(admitted(&cell, &room).await?, [ann.as_str()]);
+    assert_eq!(admitted(cell.journal.as_ref(), &room).await?, [ann.as_str()]);
 
     // The first takes the room over. Shown to it by two at once, and to nobody else any more.
     second.ec.stop().await;
@@ -146,7 +160,7 @@ async fn one_token_is_one_client_on_two_ecs_after_a_takeover_and_after_a_restart
     assert_eq!((&first_id, &second_id), (&ann, &ann));
     one_stays(&[one, two]).await?;
     assert_eq!(owner(&room).await?, "ec-1");
-    assert_eq!(admitted(&cell, &room).await?, [ann.as_str()]);
+    assert_eq!(admitted(cell.journal.as_ref(), &room).await?, [ann.as_str()]);
 
     // The first is started again, while the start before it still runs: it is over.
     let again = Further::start(&cell, "ec-1").await?;
@@ -154,7 +168,7 @@ async fn one_token_is_one_client_on_two_ecs_after_a_takeover_and_after_a_restart
     assert_eq!(id, ann);
     assert!(show(&first_url, token).await.is_err(), "at a start of the EC that is over");
     assert_eq!(still_open(std::slice::from_ref(&peer)), 1);
-    assert_eq!(admitted(&cell, &room).await?, [ann.as_str()]);
+    assert_eq!(admitted(cell.journal.as_ref(), &room).await?, [ann.as_str()]);
 
     // Once its client has left it is used up, here and after a restart.
     peer.leave().await;
@@ -165,19 +179,46 @@ async fn one_token_is_one_client_on_two_ecs_after_a_takeover_and_after_a_restart
     assert_eq!(show(&again.url, token).await.err(), Some(1002));
     again.ec.stop().await;
     let third = Further::start(&cell, "ec-1").await?;
-    let since = Instant::now();
-    loop {
-        match show(&third.url, token).await {
-            Ok((_, id)) => panic!("{id} came in by a used token"),
-            Err(1002) => break,
-            // It is placing the room on itself.
-            Err(code) => assert!(since.elapsed() < PATIENCE, "still {code}"),
-        }
-        tokio::time::sleep(Duration::from_millis(100)).await;
-    }
-    assert_eq!(admitted(&cell, &room).await?, [ann.as_str()]);
+    // It is placing the room on itself.
+    show_until_refused(&third.url, token, 1002).await;
+    assert_eq!(admitted(cell.journal.as_ref(), &room).await?, [ann.as_str()]);
     third.ec.stop().await;
     journal_is_clean(&cell).await?;
     cell.stop().await;
     Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_token_stays_one_clients_when_its_ec_is_killed() -> anyhow::Result<()> {
+    let shape = cluster::Shape { nuves: 1, eas: vec![1], ..cluster::Shape::default() };
+    let Some(mut cluster) = Cluster::start(shape).await? else { return Ok(()) };
+    let token = cluster.token("call", "Ann").await?;
+    let room = RoomId::new(token["roomId"].as_str().unwrap_or_default())?;
+    let token = token["token"].as_str().unwrap_or_default();
+    let url = |cluster: &Cluster, index: usize| {
+        format!("{}/signal", cluster.ecs[index].origin.replace("http:", "ws:"))
+    };
+    let owner = Cluster::index(&cluster.ecs, &cluster.owner(room.as_str()).await?);
+    let other = 1 - owner;
+    let (ann, id) = show_until_in(&url(&cluster, owner), token).await?;
+    assert_eq!(show(&url(&cluster, other), token).await.err(), Some(1001), "at an EC that has not the room");
+
+    // Its EC dies, and many show the token at the one that takes the room over.
+    cluster.ecs[owner].kill().await;
+    let there = url(&cluster, other);
+    let shown = join_all((0..6).map(|_| show_until_in(&there, token))).await;
+    let (peers, ids): (Vec<_>, Vec<_>) =
+        shown.into_iter().collect::<Result<Vec<_>, _>>()?.into_iter().unzip();
+    assert!(ids.iter().all(|other| *other == id), "{id} was let in before the kill, then {ids:?}");
+    one_stays(&peers).await?;
+    let journal = cluster.journal().await?;
+    assert_eq!(admitted(journal.as_ref(), &room).await?, [id.as_str()]);
+
+    // The killed one is there again: the room is no longer its own.
+    cluster.ecs[owner].start_again().await?;
+    show_until_refused(&url(&cluster, owner), token, 1001).await;
+    assert_eq!(still_open(&peers), 1);
+    assert_eq!(admitted(journal.as_ref(), &room).await?, [id.as_str()]);
+    drop(ann);
+    cluster.log_is_clean().await
 }

@@ -174,6 +174,13 @@ async fn every_method_with_every_right_comes_out_as_the_table_says() -> anyhow::
             {
                 seat.producer = made["id"].as_str().context("a producer without id")?.to_owned();
             }
+            // Nobody can send data yet; whose rights do not cover it is told that.
+            if let ("produceData", Err((_, reason))) = (*row, &answer) {
+                let covered = ["presenter", "sender"].contains(&column);
+                if reason.contains("no data channels yet") != covered {
+                    wrong.push(format!("{row} as {column}: {reason}"));
+                }
+            }
             let got = answer.map_or_else(|(code, _)| code as u16, |_| 0);
             if got != outcomes[c] {
                 wrong.push(format!("{row} (line {r}) as {column}: {} wanted, {got} came", outcomes[c]));
