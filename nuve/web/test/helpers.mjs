@@ -5,7 +5,7 @@ import { WebSocket } from 'ws';
 import { FakeServer } from './fake-server.mjs';
 
 const bundle = createRequire(import.meta.url)('../node_modules/.cache/roomlog/client.cjs');
-export const { RoomClient, backoff, RECONNECT, REJOIN, Session, fitGrid, initials, FakeMediaStreamTrack } = bundle;
+export const { RoomClient, HttpError, backoff, RECONNECT, REJOIN, Session, fitGrid, initials, FakeMediaStreamTrack } = bundle;
 
 export const track = (kind) => new FakeMediaStreamTrack({ kind });
 

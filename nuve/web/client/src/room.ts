@@ -5,6 +5,7 @@
 
 import { Peer } from 'protoo-client';
 import type { types as mediasoup } from 'mediasoup-client';
+import { checkAdmission } from './admission.js';
 import { backoff, REJOIN } from './backoff.js';
 import { Emitter } from './emitter.js';
 import { browserEnv, type Env, sleep, within } from './env.js';
@@ -32,8 +33,13 @@ const PROBE_TIMEOUT = 5_000;
 const REJOIN_WINDOW = 10 * 60_000;
 
 export interface RoomOptions {
-  /** Fetches a token: at the first join, and whenever the old standing is lost. */
+  /**
+   * Fetches a token: at the first join, and whenever the old standing is lost. What it returns is checked before anything is
+   * done with it. What it throws ends the first `join`; afterwards it is asked again for up to ten minutes, unless it threw
+   * an `HttpError` that is not `retryable`.
+   */
   admit: () => Promise<Admission>;
+  /** What the others see. Nobody vouches for it; where it is blank they see the `user` of the token. */
   displayName: string;
   /** What the others are told of our browser. */
   device?: DeviceInfo;
@@ -100,6 +106,8 @@ export class RoomClient extends Emitter<RoomEvents> {
   readonly peers = new Map<string, PeerInfo>();
   readonly remotes = new Map<string, Remote>();
   readonly #outgoing = new Map<Source, Outgoing>();
+  /** Sources paused or resumed before they were published. */
+  readonly #pausedAhead = new Map<Source, boolean>();
   #status: RoomStatus = 'idle';
   #admission: Admission | undefined;
   #opened: Opened | undefined;
@@ -188,7 +196,8 @@ export class RoomClient extends Emitter<RoomEvents> {
         await known.producer.replaceTrack({ track });
         return;
       }
-      const out: Outgoing = { source, track, paused: known?.paused ?? false, ...settings };
+      const out: Outgoing = { source, track, paused: known?.paused ?? this.#pausedAhead.get(source) ?? false, ...settings };
+      this.#pausedAhead.delete(source);
       this.#outgoing.set(source, out);
       await this.#produce(out);
     });
@@ -206,11 +215,18 @@ export class RoomClient extends Emitter<RoomEvents> {
     if (producerId) await this.#request('closeProducer', { producerId });
   }
 
-  /** Mutes or unmutes. A `track` of null lets go of the device while paused; give the new one when resuming. */
+  /**
+   * Mutes or unmutes; before `publish` this is remembered until then. A `track` of null lets go of the device while paused; give
+   * the new one when resuming.
+   */
   async setPaused(source: Source, paused: boolean, track?: MediaStreamTrack | null): Promise<void> {
     const producerId = await this.#enqueue(async () => {
       const out = this.#outgoing.get(source);
-      if (!out) return undefined;
+      if (!out) {
+        if (track) throw new Error(`setPaused: no ${source} is published whose track could be exchanged; publish the track`);
+        this.#pausedAhead.set(source, paused);
+        return undefined;
+      }
       out.paused = paused;
       if (track !== undefined) out.track = track;
       const producer = out.producer;
@@ -258,7 +274,7 @@ export class RoomClient extends Emitter<RoomEvents> {
   // ---- entering -------------------------------------------------------------------------------------------------------
 
   async #enter(): Promise<void> {
-    const admission = await this.#options.admit();
+    const admission = checkAdmission(await this.#options.admit());
     this.#abortIfClosed();
     this.#admission = admission;
     const session = new Session(this.#env, admission);
@@ -570,7 +586,9 @@ export class RoomClient extends Emitter<RoomEvents> {
       known.displayName = info.displayName;
       return this.emit('peerRenamed', known);
     }
-    const peer = { ...info };
+    // Only what is declared: the notification carries a room version as well, the list of peers does not.
+    const { id, displayName, device } = info;
+    const peer: PeerInfo = device ? { id, displayName, device } : { id, displayName };
     this.peers.set(peer.id, peer);
     this.emit('peerJoined', peer);
   }
