@@ -14,9 +14,10 @@ pub const TOLERANCE_GROUPED: f64 = 10.0;
 /// The path on which several threads meet.
 const GROUPED: &str = "append";
 
-/// The same where the compiler, libc, valgrind or the CPU is not the recorded one: then counts change without a change of ours, and only a
-/// rise beyond any such change can be told. An allocation and a copy more for each packet are about so much.
-pub const TOLERANCE_ELSEWHERE: f64 = 15.0;
+/// The same where the compiler, libc, valgrind or the CPU is not the recorded one: then counts change without a change of ours (another division
+/// into codegen units alone has moved one by 40 percent), so that only what is gross can be told. Whoever wants to know more records the
+/// release's commit on that machine first.
+pub const TOLERANCE_ELSEWHERE: f64 = 50.0;
 
 /// Instructions, and what made the program that was counted.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -180,7 +181,7 @@ mod tests {
     #[test]
     fn another_compiler_is_said_and_only_a_great_rise_fails_then() {
         let recorded = counts("rustc 1", 1000);
-        for (found, passes) in [(1000, true), (1140, true), (1160, false)] {
+        for (found, passes) in [(1000, true), (1490, true), (1510, false)] {
             let verdict = Verdict::of(&recorded, &counts("rustc 2", found));
             assert_eq!(verdict.passes(), passes, "{found}");
             assert!(verdict.to_string().starts_with("NOT THE COMPILER"), "{verdict}");
