@@ -8,7 +8,11 @@ use std::{
 };
 
 use axum::Router;
-use axum_server::{Handle, accept::DefaultAcceptor, tls_rustls::RustlsConfig};
+use axum_server::{
+    Handle,
+    accept::NoDelayAcceptor,
+    tls_rustls::{RustlsAcceptor, RustlsConfig},
+};
 
 /// The head of a request must be whole within this: from the beginning of the connection, and again from the answer before it, so a
 /// connection that is kept open idle is closed then too. 10 s: what the TLS handshake before it may take, and the EC's wait for a
@@ -19,7 +23,8 @@ pub const HEAD_WITHIN: Duration = Duration::from_secs(10);
 /// under the 30 s after which NATs and proxies forget a connection.
 const PING_EVERY: Duration = Duration::from_secs(20);
 
-/// Serves until `handle` says otherwise.
+/// Serves until `handle` says otherwise. Without Nagle's algorithm: a notification right before an answer, as on a socket that has just been let
+/// in, would make the answer wait for the client's delayed acknowledgement, 40 ms.
 pub async fn serve(
     listener: TcpListener,
     tls: Option<RustlsConfig>,
@@ -27,14 +32,17 @@ pub async fn serve(
     router: Router,
 ) -> io::Result<()> {
     let service = router.into_make_service_with_connect_info::<SocketAddr>();
-    let plain = bounded(axum_server::from_tcp(listener)?).handle(handle);
+    let plain = bounded(axum_server::from_tcp(listener)?.acceptor(NoDelayAcceptor::new())).handle(handle);
     match tls {
-        Some(tls) => plain.acceptor(axum_server::tls_rustls::RustlsAcceptor::new(tls)).serve(service).await,
+        Some(tls) => {
+            let acceptor = RustlsAcceptor::new(tls).acceptor(NoDelayAcceptor::new());
+            plain.acceptor(acceptor).serve(service).await
+        }
         None => plain.serve(service).await,
     }
 }
 
-type Server = axum_server::Server<SocketAddr, DefaultAcceptor>;
+type Server = axum_server::Server<SocketAddr, NoDelayAcceptor>;
 
 fn bounded(mut server: Server) -> Server {
     let builder = server.http_builder();
