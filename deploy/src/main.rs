@@ -74,6 +74,8 @@ enum Bench {
     Log(roomlog_bench::log::LogArgs),
     /// The token route: requests a second beside a bare route that signs the same token. docs/performance.md says how to read it.
     Token(roomlog_bench::token::TokenArgs),
+    /// Joins: how many a second, and what each step of one costs. docs/performance.md says how to read it.
+    Join(roomlog_bench::join::JoinArgs),
 }
 
 #[derive(Args)]
@@ -112,6 +114,10 @@ fn main() -> ExitCode {
         Command::Bench(Bench::Token(args)) => {
             log_to_stderr(Some("error"));
             roomlog_bench::token::run(&args)
+        }
+        Command::Bench(Bench::Join(args)) => {
+            log_to_stderr(Some("error"));
+            roomlog_bench::join::run(&args)
         }
         Command::Replay(args) => {
             log_to_stderr(Some("off")); // what is wrong with the log is in the answer

@@ -27,6 +27,8 @@ use serde_json::{Value, json};
 use tempfile::TempDir;
 use tokio::task::JoinHandle;
 
+pub use roomlog_client::eventually;
+
 use crate::{
     gate::Gate,
     http,
@@ -303,23 +305,5 @@ fn difference(state: &RoomState, inventory: &RouterInventory) -> String {
         format!("consumers: log {consumers:?}, worker {sent:?}")
     } else {
         String::new()
-    }
-}
-
-/// Waits until `look` finds something, looking every 10 ms; fails with `what` after `within`.
-pub async fn eventually<T, F: Future<Output = Option<T>>>(
-    what: &str,
-    within: Duration,
-    mut look: impl FnMut() -> F,
-) -> anyhow::Result<T> {
-    let end = tokio::time::Instant::now() + within;
-    loop {
-        if let Some(found) = look().await {
-            return Ok(found);
-        }
-        if tokio::time::Instant::now() > end {
-            bail!("not within {within:?}: {what}");
-        }
-        tokio::time::sleep(Duration::from_millis(10)).await;
     }
 }

@@ -5,9 +5,7 @@
 pub mod cell;
 pub mod cluster;
 pub mod gate;
-pub mod http;
 pub mod native;
-pub mod peer;
 pub mod process;
 pub mod proxy;
 pub mod returner;
@@ -15,6 +13,8 @@ pub mod sim;
 pub mod witness;
 
 use std::path::PathBuf;
+
+pub use roomlog_client::{http, peer};
 
 /// The built `roomlog` binary: `ROOMLOG_BIN`, else the one beside this test's own target folder. Panics with what to do when there is none.
 pub fn roomlog_bin() -> PathBuf {

@@ -10,6 +10,8 @@ use anyhow::{Context, bail};
 use futures::{SinkExt, StreamExt};
 use serde_json::{Value, json};
 use tokio::{
+    io::{AsyncRead, AsyncWrite},
+    net::TcpStream,
     sync::{mpsc, oneshot},
     task::JoinHandle,
 };
@@ -26,6 +28,19 @@ enum Out {
     Close(u16),
     /// Drop the connection without a close frame.
     Break,
+}
+
+/// A TCP connection to the host and port of a `ws://` or `wss://` URL.
+pub async fn connect(url: &str) -> anyhow::Result<TcpStream> {
+    let address = url.into_client_request()?;
+    let address = address.uri();
+    let host = address.host().with_context(|| format!("{url} names no host"))?;
+    let port = address.port_u16().unwrap_or(if address.scheme_str() == Some("wss") { 443 } else { 80 });
+    let stream = TcpStream::connect((host.trim_matches(['[', ']']), port))
+        .await
+        .with_context(|| format!("cannot reach {url}"))?;
+    stream.set_nodelay(true)?;
+    Ok(stream)
 }
 
 /// A client on one socket.
@@ -56,12 +71,21 @@ pub enum Policy {
 }
 
 impl Peer {
-    /// Opens a socket; nothing is sent yet.
+    /// Opens a socket at a `ws://` URL; nothing is sent yet.
     pub async fn open(url: &str, policy: Policy) -> anyhow::Result<Self> {
+        let stream = connect(url).await?;
+        Self::over(stream, url, policy).await
+    }
+
+    /// Opens a socket on a stream that leads to where `url` says: one that counts, or speaks TLS.
+    pub async fn over<S>(stream: S, url: &str, policy: Policy) -> anyhow::Result<Self>
+    where
+        S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    {
         let mut request = url.into_client_request()?;
         request.headers_mut().insert("Sec-WebSocket-Protocol", "protoo".parse()?);
-        let (mut ws, _) =
-            tokio_tungstenite::connect_async(request).await.with_context(|| format!("cannot open {url}"))?;
+        let opening = tokio_tungstenite::client_async(request, stream);
+        let (mut ws, _) = opening.await.with_context(|| format!("cannot open {url}"))?;
         let (out, mut queue) = mpsc::unbounded_channel();
         let waiting: Waiting = Arc::default();
         let heard: Arc<Mutex<Vec<(String, Value)>>> = Arc::default();
@@ -179,7 +203,7 @@ impl Peer {
 
     /// Waits until the other side has closed the socket; gives code and reason, 1006 for a break.
     pub async fn closed_within(&self, within: Duration) -> anyhow::Result<(u16, String)> {
-        crate::cell::eventually("the socket is closed", within, || async {
+        crate::eventually("the socket is closed", within, || async {
             self.closed.lock().expect("no panic inside").clone()
         })
         .await

@@ -3,7 +3,7 @@
 use anyhow::{Context, bail};
 use serde_json::Value;
 use tokio::{
-    io::{AsyncReadExt, AsyncWriteExt},
+    io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt},
     net::TcpStream,
 };
 
@@ -26,8 +26,31 @@ pub async fn call(
     key: Option<&str>,
     body: Option<&Value>,
 ) -> anyhow::Result<Answer> {
-    let host = origin.strip_prefix("http://").context("only http:// is called here")?.trim_end_matches('/');
-    let mut stream = TcpStream::connect(host).await.with_context(|| format!("cannot reach {host}"))?;
+    let stream = connect(origin).await?;
+    call_over(stream, origin, method, path, key, body).await
+}
+
+/// A TCP connection to `origin` (`http://host:port`).
+pub async fn connect(origin: &str) -> anyhow::Result<TcpStream> {
+    let host = host_of(origin)?;
+    TcpStream::connect(host).await.with_context(|| format!("cannot reach {host}"))
+}
+
+fn host_of(origin: &str) -> anyhow::Result<&str> {
+    let (_, host) = origin.split_once("://").with_context(|| format!("{origin} is no origin"))?;
+    Ok(host.trim_end_matches('/'))
+}
+
+/// Like [`call`], on a stream that leads to `origin`: one that counts, or speaks TLS.
+pub async fn call_over<S: AsyncRead + AsyncWrite + Unpin>(
+    mut stream: S,
+    origin: &str,
+    method: &str,
+    path: &str,
+    key: Option<&str>,
+    body: Option<&Value>,
+) -> anyhow::Result<Answer> {
+    let host = host_of(origin)?;
     let body = body.map(Value::to_string).unwrap_or_default();
     let auth = key.map(|key| format!("Authorization: Bearer {key}\r\n")).unwrap_or_default();
     let request = format!(
@@ -66,8 +89,7 @@ pub async fn call_ok(
 
 /// The body of `GET path` as text.
 pub async fn call_text(origin: &str, path: &str) -> anyhow::Result<String> {
-    let host = origin.strip_prefix("http://").context("only http:// is called here")?.trim_end_matches('/');
-    let mut stream = TcpStream::connect(host).await.with_context(|| format!("cannot reach {host}"))?;
+    let (host, mut stream) = (host_of(origin)?, connect(origin).await?);
     let request = format!("GET {path} HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n");
     stream.write_all(request.as_bytes()).await?;
     let mut answer = Vec::new();
