@@ -143,7 +143,9 @@ fn go_through(commits: &[Commit]) {
         assert_eq!(&at.state, state);
         let _ = replay_text::state(stream.id(), &at);
         let whole = timeline::render(&timeline::of_room(kept, &timeline::Filter::default()), true);
-        assert!(whole.lines().count() >= kept.len(), "a commit that nothing is said of");
+        // One without events folds to nothing, and is the verifier's to name.
+        let telling = kept.iter().filter(|commit| !commit.events.is_empty()).count();
+        assert!(whole.lines().count() >= telling, "a commit that nothing is said of");
     }
     // What does not fold can be looked at all the same.
     let all: Vec<_> = commits.iter().filter(|c| c.stream.kind() == StreamKind::Room).cloned().collect();
